@@ -1,0 +1,9 @@
+"""The base of every configuration section: strict, bounded, documented."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown keys are errors; every field carries a bound and a one-line meaning."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=True, protected_namespaces=())

@@ -1,0 +1,72 @@
+"""Sections that every stage shares: the run, the model, the learner, resources, checkpoints, tracking."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlhf_ray.config.base import Section
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class RunSection(Section):
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$", description="Run name; default: stage and start time.")
+    root: str = Field("runs", description="Folder of all runs; must be absolute inside a submitted job.")
+    seed: int = Field(0, ge=0, description="Seed of everything random in the run.")
+    exact: bool = Field(False, description="Bit-for-bit repeatable: float32, fixed chunks, the learner's own log-probs.")
+
+
+class LoraSection(Section):
+    r: int = Field(8, ge=1, le=1024, description="Rank of the adapter matrices.")
+    alpha: float = Field(16.0, gt=0, description="Scaling: the update is alpha / r * B @ A.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input (off in every log-prob pass).")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Module names that get an adapter, or all linear layers but the head."
+    )
+
+
+class ModelSection(Section):
+    name: str = Field(description="Hub name or local folder of a causal language model.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    tokenizer: str | None = Field(None, description="Hub name or folder of the tokenizer; default: the model's.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
+    torch_compile: bool = Field(False, description="Compile the learner's networks with torch.compile.")
+    lora: LoraSection | None = Field(None, description="Train low-rank adapters instead of all weights.")
+
+
+class LearnerSection(Section):
+    ranks: int = Field(1, ge=1, le=4096, description="Learner processes; each owns a shard of the weights (FSDP2).")
+    dtype: Dtype = Field("auto", description="Compute dtype; weights stay float32. auto: bfloat16 where hardware has it.")
+    learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate of the policy (or the only network).")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Optimiser steps over which the learning rate rises from zero.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW weight decay; not on biases, norms and embeddings.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW first-moment decay.")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW second-moment decay.")
+    adam_eps: float = Field(1e-8, gt=0, description="AdamW epsilon.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this global norm.")
+    tokens_per_microbatch: int = Field(4096, ge=1, description="Padded tokens per forward/backward pass on one rank.")
+
+
+class ResourcesSection(Section):
+    num_gpus: int | None = Field(None, ge=0, description="GPUs for the run; default: all that the cluster has.")
+    cpus_per_actor: float = Field(0.25, gt=0, description="CPUs reserved per actor (a reservation, not a limit).")
+    threads: int | None = Field(None, ge=1, description="Torch threads per actor on CPU; default: the node's cores.")
+    start_timeout_s: float = Field(600, gt=0, description="Seconds until an actor that does not start is an error.")
+    call_timeout_s: float = Field(1800, gt=0, description="Seconds until a call to an actor that is silent is an error.")
+    ray_address: str | None = Field(None, description="Ray cluster to join; default: $RAY_ADDRESS, else a local Ray.")
+
+
+class CheckpointSection(Section):
+    every: int = Field(0, ge=0, description="Checkpoint every so many iterations (PPO) or steps; 0: at the end only.")
+    keep_last: int = Field(2, ge=1, description="How many checkpoints to keep.")
+
+
+class TrackingSection(Section):
+    tensorboard: bool = Field(True, description="Write TensorBoard events into the run folder.")
+    wandb_project: str | None = Field(None, description="Log to this Weights & Biases project (extra: wandb).")
+    mlflow_experiment: str | None = Field(None, description="Log to this MLflow experiment (extra: mlflow).")
+    mlflow_uri: str | None = Field(None, description="MLflow tracking URI; default: MLflow's own.")
+    verbose: bool = Field(False, description="Show the logs of Ray and vLLM on the console too.")

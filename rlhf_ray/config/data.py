@@ -1,0 +1,46 @@
+"""Where data comes from and how it is turned into tokens."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlhf_ray.config.base import Section
+
+
+class DataSection(Section):
+    """Shared by prompts, demonstrations and preferences."""
+
+    path: str = Field(description="JSONL, CSV, Parquet or Arrow file, a folder of them, or a dataset's hub name.")
+    split: str = Field("train", description="Split, for a hub dataset.")
+    subset: str | None = Field(None, description="Subset (configuration name), for a hub dataset.")
+    max_samples: int | None = Field(None, ge=1, description="Use only the first so many rows (after shuffling).")
+    shuffle: bool = Field(True, description="Visit rows in an order drawn from (run.seed, epoch).")
+    system_prompt: str | None = Field(None, description="System message put before every conversation.")
+    chat_template: Literal["auto", "none"] = Field(
+        "auto", description="auto: the tokenizer's chat template where it has one; none: text as it is."
+    )
+    too_long: Literal["error", "drop", "truncate"] = Field(
+        "error", description="What to do with rows that exceed the token limit; drop and truncate report counts."
+    )
+
+
+class PromptDataSection(DataSection):
+    prompt_column: str = Field("prompt", description="Column with the prompt: a string or chat messages.")
+    max_prompt_tokens: int | None = Field(None, ge=1, description="Limit; default: context minus max_new_tokens.")
+    eval_path: str | None = Field(None, description="Held-out prompts for evaluation; same shape as path.")
+
+
+class DemonstrationDataSection(DataSection):
+    prompt_column: str = Field("prompt", description="Column with the prompt.")
+    response_column: str = Field("completion", description="Column with the response.")
+    messages_column: str = Field("messages", description="Column with whole conversations, used where it exists.")
+    max_tokens: int = Field(1024, ge=2, description="Longest prompt + response, in tokens.")
+    eval_path: str | None = Field(None, description="Held-out demonstrations for the evaluation loss.")
+
+
+class PreferenceDataSection(DataSection):
+    prompt_column: str = Field("prompt", description="Column with the prompt.")
+    chosen_column: str = Field("chosen", description="Column with the preferred response.")
+    rejected_column: str = Field("rejected", description="Column with the other response.")
+    max_tokens: int = Field(1024, ge=2, description="Longest prompt + response, in tokens.")
+    eval_path: str | None = Field(None, description="Held-out pairs for the evaluation accuracy.")

@@ -1,0 +1,134 @@
+"""A PPO run: rollouts, rewards, reference, critic, optimisation, weight sync."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.common import (
+    CheckpointSection,
+    Dtype,
+    LearnerSection,
+    ModelSection,
+    ResourcesSection,
+    RunSection,
+    TrackingSection,
+)
+from rlhf_ray.config.data import PromptDataSection
+from rlhf_ray.config.rewards import RewardComponent
+
+
+class GenerationSection(Section):
+    """The rollout generator: one vLLM engine per replica."""
+
+    replicas: int = Field(1, ge=1, le=1024, description="Generator actors.")
+    tensor_parallel_size: int = Field(1, ge=1, le=64, description="GPUs per engine.")
+    dtype: Dtype = Field("auto", description="Engine dtype; auto: the learner's compute dtype.")
+    max_new_tokens: int = Field(128, ge=1, description="Longest response, in tokens.")
+    min_new_tokens: int = Field(0, ge=0, description="Shortest response, in tokens.")
+    temperature: float = Field(1.0, gt=0, le=10, description="Sampling temperature (applied in the learner too).")
+    top_k: int = Field(0, ge=0, description="Sample from the k likeliest tokens; 0: all.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens with this total probability.")
+    stop: list[str] = Field(default_factory=list, description="Strings that end a response.")
+    stream_samples: int = Field(16, ge=1, description="Finished samples per batch that is handed on.")
+    max_context_tokens: int | None = Field(None, ge=2, description="Prompt + response; default: the model's context.")
+    max_concurrent_samples: int = Field(256, ge=1, description="Sequences that one engine decodes at a time.")
+    gpu_memory_utilization: float = Field(0.4, gt=0, le=1, description="Share of a GPU's memory for the engine.")
+    cpu_kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of an engine on CPU, in GiB.")
+    enforce_eager: bool | None = Field(None, description="No CUDA graphs or compilation; default: only on CPU.")
+
+
+class ReferenceSection(Section):
+    """The frozen reference policy."""
+
+    model: str | None = Field(None, description="Hub name or folder; default: the policy's start.")
+    replicas: int = Field(1, ge=1, le=256, description="Reference actors.")
+    dtype: Dtype = Field("auto", description="Compute dtype; auto: the learner's.")
+    tokens_per_batch: int = Field(16384, ge=1, description="Padded tokens per forward pass.")
+
+
+class CriticSection(Section):
+    """The value function."""
+
+    kind: Literal["auto", "separate", "value_head"] = Field(
+        "auto", description="Own network, or a head on the policy's backbone; auto: value_head with LoRA, else separate."
+    )
+    init_from: str | None = Field(
+        None, description="Reward model or language model to start from; default: the first neural reward, else the policy."
+    )
+    learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate; default: the learner's.")
+    warmup_iterations: int = Field(0, ge=0, description="First iterations that train the critic only.")
+
+
+class KLSection(Section):
+    """The penalty for leaving the reference."""
+
+    coef: float = Field(0.05, ge=0, description="Initial coefficient of the penalty.")
+    estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Per-token estimator (Schulman 2020).")
+    placement: Literal["reward", "loss"] = Field("reward", description="Subtract from the reward, or add to the loss.")
+    controller: Literal["fixed", "adaptive"] = Field("fixed", description="adaptive: steer towards target (Ziegler 2019).")
+    target: float = Field(6.0, gt=0, description="KL per response, in nats, for the adaptive controller.")
+    horizon: int = Field(10000, ge=1, description="Samples over which the adaptive controller reacts.")
+
+
+class PPOSection(Section):
+    """The algorithm and its batch arithmetic."""
+
+    iterations: int | None = Field(None, ge=1, description="Run length in iterations (or give epochs).")
+    epochs: float | None = Field(None, gt=0, description="Run length in passes over the prompts (or give iterations).")
+    prompts_per_iteration: int = Field(32, ge=1, description="Prompts drawn per iteration.")
+    samples_per_prompt: int = Field(1, ge=1, description="Responses sampled for each prompt.")
+    samples_per_minibatch: int | None = Field(
+        None, ge=1, description="Samples per optimiser step over all ranks; default: all of the iteration."
+    )
+    ppo_epochs: int = Field(1, ge=1, le=100, description="Passes over each iteration's samples.")
+    gamma: float = Field(1.0, ge=0, le=1, description="Discount per token.")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
+    clip_range: float = Field(0.2, gt=0, description="Clip of the probability ratio.")
+    value_clip_range: float | None = Field(0.2, gt=0, description="Clip of the value's move; null: none.")
+    value_loss_coef: float = Field(0.5, ge=0, description="Weight of the value loss (shared backbone).")
+    entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
+    whiten_advantages: bool = Field(True, description="Mean 0 and std 1 over all response tokens of the iteration.")
+    reward_clip: float | None = Field(None, gt=0, description="Clip the composed reward to [-c, c].")
+    target_kl: float | None = Field(None, gt=0, description="Stop the PPO epochs when the policy moved this far (nats/token).")
+    old_logprobs: Literal["auto", "generator", "learner"] = Field(
+        "auto", description="Whose log-probs are the old ones; auto: generator where the audit can vouch for them."
+    )
+    missing_eos_penalty: float = Field(0.0, ge=0, description="Subtracted from samples cut at max_new_tokens.")
+
+
+class SyncSection(Section):
+    """Learner -> generator weights."""
+
+    transport: Literal["auto", "object_store", "nccl", "ipc"] = Field(
+        "auto", description="auto: object_store on CPU, ipc where learner and generator share GPUs, else nccl."
+    )
+    bucket_mib: int = Field(64, ge=1, description="Size of a transfer bucket, in MiB.")
+    audit_mean_tolerance: float | None = Field(None, gt=0, description="Mean log-prob gap that stops the run; default by dtype.")
+    audit_max_tolerance: float | None = Field(None, gt=0, description="Largest gap that stops the run; default by dtype.")
+
+
+class EvaluationSection(Section):
+    every: int = Field(0, ge=0, description="Evaluate every so many iterations; 0: before and after only.")
+    prompts: int = Field(128, ge=0, description="Held-out prompts used per evaluation; 0: none.")
+    show_samples: int = Field(3, ge=0, description="Responses shown on the console per evaluation.")
+
+
+class PPOConfig(Section):
+    """Everything a PPO run is."""
+
+    run: RunSection = Field(default_factory=RunSection)
+    model: ModelSection
+    data: PromptDataSection
+    rewards: dict[str, RewardComponent] = Field(description="Reward components by name.")
+    ppo: PPOSection = Field(default_factory=PPOSection)
+    kl: KLSection = Field(default_factory=KLSection)
+    critic: CriticSection = Field(default_factory=CriticSection)
+    reference: ReferenceSection = Field(default_factory=ReferenceSection)
+    generation: GenerationSection = Field(default_factory=GenerationSection)
+    learner: LearnerSection = Field(default_factory=LearnerSection)
+    sync: SyncSection = Field(default_factory=SyncSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    resources: ResourcesSection = Field(default_factory=ResourcesSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)

@@ -1,0 +1,33 @@
+"""A reward-model run on preference pairs."""
+
+from pydantic import Field
+
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.common import (
+    CheckpointSection,
+    LearnerSection,
+    ModelSection,
+    ResourcesSection,
+    RunSection,
+    TrackingSection,
+)
+from rlhf_ray.config.data import PreferenceDataSection
+
+
+class RewardModelSection(Section):
+    epochs: int = Field(1, ge=1, description="Passes over the pairs.")
+    pairs_per_step: int = Field(32, ge=1, description="Pairs per optimiser step over all ranks.")
+    eval_every: int = Field(0, ge=0, description="Evaluate every so many steps; 0: before and after only.")
+
+
+class RewardModelConfig(Section):
+    """Everything a reward-model run is."""
+
+    run: RunSection = Field(default_factory=RunSection)
+    model: ModelSection
+    data: PreferenceDataSection
+    reward: RewardModelSection = Field(default_factory=RewardModelSection)
+    learner: LearnerSection = Field(default_factory=LearnerSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    resources: ResourcesSection = Field(default_factory=ResourcesSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)

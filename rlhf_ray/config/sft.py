@@ -1,0 +1,33 @@
+"""A supervised fine-tuning run."""
+
+from pydantic import Field
+
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.common import (
+    CheckpointSection,
+    LearnerSection,
+    ModelSection,
+    ResourcesSection,
+    RunSection,
+    TrackingSection,
+)
+from rlhf_ray.config.data import DemonstrationDataSection
+
+
+class SFTSection(Section):
+    epochs: int = Field(1, ge=1, description="Passes over the demonstrations.")
+    samples_per_step: int = Field(32, ge=1, description="Demonstrations per optimiser step over all ranks.")
+    eval_every: int = Field(0, ge=0, description="Evaluate every so many steps; 0: before and after only.")
+
+
+class SFTConfig(Section):
+    """Everything an SFT run is."""
+
+    run: RunSection = Field(default_factory=RunSection)
+    model: ModelSection
+    data: DemonstrationDataSection
+    sft: SFTSection = Field(default_factory=SFTSection)
+    learner: LearnerSection = Field(default_factory=LearnerSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    resources: ResourcesSection = Field(default_factory=ResourcesSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)

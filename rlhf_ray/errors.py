@@ -1,0 +1,34 @@
+"""The three kinds of failure, told apart everywhere: configuration, data, infrastructure.
+
+Each message says what was wrong, where, and what to do. Plain exceptions with one string, so they survive Ray's pickling.
+"""
+
+
+class RLHFRayError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(RLHFRayError):
+    """The run cannot start as written: a wrong key, value, path or resource. Fails at once, exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(RLHFRayError):
+    """The data, or a function applied to it, is wrong: a malformed row, a reward that raised, NaN."""
+
+    exit_code = 2
+
+
+class InfrastructureError(RLHFRayError):
+    """An actor, node or deadline was lost: nothing is wrong with the run itself, and it may be resumed."""
+
+    exit_code = 3
+
+
+class AuditError(RLHFRayError):
+    """A weight sync was not what the learner sent. The run stops rather than train on stale samples."""
+
+    exit_code = 4
