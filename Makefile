@@ -1,0 +1,48 @@
+# `make demo` and `make test` set up what they need in .venv on a fresh machine; later calls start at once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+# Where pip is told to find wheels, uv looks too. Elsewhere the CPU build of torch comes from PyTorch's own index.
+UV_SOURCES := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)",UV_TORCH_BACKEND=cpu)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast lint format bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Install the project with its CPU and development extras into .venv
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(UV_SOURCES) $(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cpu,dev]'
+	@touch $@
+
+demo: $(STAMP) ## SFT -> reward model -> PPO on Ray, on this machine's CPU
+	$(BIN)/rlhf-ray demo
+
+test: lint ## Everything CI runs: style, types, import contracts, all tests that need no GPU
+	$(BIN)/pytest -m 'not gpu'
+
+test-fast: $(STAMP) ## The unit tests: no Ray, no vLLM
+	$(BIN)/pytest -m unit
+
+lint: $(STAMP) ## Style, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## All benchmarks, one after the other; tables on the console, JSON in benchmarks/results
+	@set -e; for benchmark in benchmarks/bench_*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
+
+clean: ## Remove caches (not .venv, not runs)
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis benchmarks/results dist
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
