@@ -76,9 +76,7 @@ def ppo_arithmetic(config: PPOConfig, prompts: int | None = None) -> Arithmetic:
     ppo = config.ppo
     samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
     minibatch = ppo.samples_per_minibatch or samples
-    product = (
-        f"{ppo.prompts_per_iteration} prompts_per_iteration x {ppo.samples_per_prompt} samples_per_prompt = {samples}"
-    )
+    product = f"prompts_per_iteration x samples_per_prompt = {samples}"
     if (ppo.iterations is None) == (ppo.epochs is None):
         found = "neither" if ppo.iterations is None else "both"
         raise ConfigError(f"ppo.iterations, ppo.epochs: give one of them as the length of the run, found {found}")
@@ -126,5 +124,5 @@ def _nearest_divisors(number: int, wanted: int) -> str:
 
 
 def _count(number: int, noun: str) -> str:
-    plural = noun + ("es" if noun.endswith("ch") and not noun.endswith("epoch") else "s")
+    plural = noun + ("es" if noun.endswith("batch") else "s")
     return f"{number:,} {noun if number == 1 else plural}"

@@ -45,7 +45,8 @@ def load_config(cls: type[Config], paths: Sequence[str | Path], overrides: Seque
 
 def to_yaml(config: Section) -> str:
     """The resolved configuration as YAML; `load_config` reads it back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    content = config.model_dump(mode="json")
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Layers:
@@ -125,6 +126,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that would be something else to `_Loader` or to an ordinary YAML reader."""
+
+
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first_characters in (
     ("null", r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
@@ -132,7 +137,8 @@ for _tag, _pattern, _first_characters in (
     ("int", r"[-+]?[0-9][0-9_]*$", list("-+0123456789")),
     ("float", r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?$", list("-+0123456789.")),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first_characters)
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first_characters)
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 

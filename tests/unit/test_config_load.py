@@ -139,9 +139,7 @@ def test_errors_on_the_command_line_say_so(tmp_path: Path) -> None:
     assert problem(tmp_path, "", "ppo.clip_rang=1") == (
         "ppo.clip_rang: unknown key (did you mean clip_range?) on the command line"
     )
-    assert (
-        problem(tmp_path, "ppo: {gamma: 0.5}", "ppo.gamma=x") == "ppo.gamma: 'x' on the command line should be a number"
-    )
+    assert problem(tmp_path, "kl: {coef: 0}", "kl.coef=x") == "kl.coef: 'x' on the command line should be a number"
     assert "overrides are written section.key=value" in problem(tmp_path, "", "ppo.gamma")
     assert "cannot read '{a' on the command line as YAML" in problem(tmp_path, "", "ppo.gamma={a")
     assert "model.name: is the value 'gpt2' in base.yaml, so it has no keys below it" in problem(
