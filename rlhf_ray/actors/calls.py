@@ -1,0 +1,68 @@
+"""Waiting for actors: never without a deadline, and an error that names who, doing what, for how long."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from rlhf_ray.errors import InfrastructureError, RLHFRayError
+
+
+def result(ref: ray.ObjectRef, who: str) -> Any:
+    """The value behind a ready reference; this package's own errors as they were raised, a lost actor named."""
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        if isinstance(error.cause, RLHFRayError):
+            raise error.cause from error
+        raise error.as_instanceof_cause() from error
+    except RayActorError as error:
+        raise InfrastructureError(
+            f"{who} was lost: {str(error).splitlines()[0]} Its log is in the run folder."
+        ) from error
+
+
+def call_all(
+    actors: Sequence[ActorHandle], who: str, what: str, method: str, *arguments: Any, deadline_s: float
+) -> list[Any]:
+    """Call `method` on every actor at once; the results in order.
+
+    The first failure ends the wait: a rank that raised leaves the others in a collective call that can no longer end.
+    """
+    refs = [getattr(actor, method).remote(*arguments) for actor in actors]
+    return wait_all(refs, actors, who, what, deadline_s=deadline_s)
+
+
+def wait_all(
+    refs: Sequence[ray.ObjectRef], actors: Sequence[ActorHandle], who: str, what: str, *, deadline_s: float
+) -> list[Any]:
+    """The values of `refs` in order, where refs[i] is a call to actors[i], named `<who>/<i>` in errors."""
+    deadline, waiting = time.monotonic() + deadline_s, list(refs)
+    values: dict[ray.ObjectRef, Any] = {}
+    while waiting:
+        ready, waiting = ray.wait(waiting, timeout=max(deadline - time.monotonic(), 0))
+        if not ready:
+            slow = refs.index(waiting[0])
+            raise InfrastructureError(
+                f"waited {deadline_s:g} s for {who}/{slow} ({what}); it is {describe_health(actors[slow])}. "
+                "Its log is in the run folder; raise resources.start_timeout_s or call_timeout_s if it only needs longer."
+            )
+        for ref in ready:
+            values[ref] = result(ref, f"{who}/{refs.index(ref)}")
+    return [values[ref] for ref in refs]
+
+
+def describe_health(actor: ActorHandle, timeout_s: float = 5.0) -> str:
+    """One phrase on what an actor is doing, or that it does not even answer that."""
+    probe = actor.health.remote()
+    ready, _ = ray.wait([probe], timeout=timeout_s)
+    if not ready:
+        return "not answering health probes"
+    try:
+        health = ray.get(probe)
+    except RayActorError as error:
+        return f"dead ({str(error).splitlines()[0]})"
+    return f"{health['state']} for {health['since_s']:.0f} s"

@@ -1,0 +1,145 @@
+"""The learner as Ray actors: one `Learner` per rank, all of them one FSDP group."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from rlhf_ray.actors.thread import OwnedThread
+from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.learner.experience import RolloutIndex
+from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.learner.pairwise import PairwiseObjective
+from rlhf_ray.learner.ppo import PPOIteration, PPOObjective
+from rlhf_ray.learner.rank import Config, LearnerRank
+from rlhf_ray.learner.sft import SFTObjective
+from rlhf_ray.models.load import default_device
+from rlhf_ray.models.reward_stats import RewardStats
+from rlhf_ray.weights.audit import LogprobGap
+from rlhf_ray.weights.bucket import Bucket, SentReceipt, stream_weights
+
+
+class Learner:
+    """Rank `rank` of `size`. `join` builds it; then one of the stage's `start_*` methods attaches the objective."""
+
+    def __init__(self, config: Config, rank: int, size: int) -> None:
+        self._config, self._rank, self._size = config, rank, size
+        self._thread = OwnedThread()
+        self._learner: LearnerRank | None = None
+        self._objective: SFTObjective | PairwiseObjective | PPOObjective | None = None
+
+    def address(self) -> str:
+        """host:port where the ranks can meet (asked of rank 0)."""
+        import socket
+
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"{host}:{probe.getsockname()[1]}"
+
+    def health(self) -> dict[str, Any]:
+        return self._thread.health()
+
+    def join(self, address: str, total_steps: int) -> dict[str, Any]:
+        """Meet the other ranks at `address` and build the stage's networks."""
+
+        def build() -> LearnerRank:
+            timeout_s = self._config.resources.call_timeout_s
+            group = LearnerGroup(self._rank, self._size, address, default_device(), timeout_s)
+            return LearnerRank(self._config, group, total_steps)
+
+        self._learner = self._thread.call("loading the model", build)
+        sizes = {name: sum(p.numel() for p in t.network.parameters()) for name, t in self._learner.trainables.items()}
+        trained = {name: sum(p.numel() for p in t.parameters.values()) for name, t in self._learner.trainables.items()}
+        return {"parameters": sizes, "trained": trained, "dtype": str(self._learner.dtype).removeprefix("torch.")}
+
+    @property
+    def _ready(self) -> LearnerRank:
+        if self._learner is None:
+            raise InfrastructureError(f"learner rank {self._rank} was called before it joined its group")
+        return self._learner
+
+    # -- SFT and reward model -------------------------------------------------------------------------------------------------
+
+    def start_sft(self, table: pa.Table, eval_table: pa.Table | None) -> None:
+        self._objective = self._ready.sft(table, eval_table)
+
+    def start_pairwise(self, table: pa.Table, eval_table: pa.Table | None) -> None:
+        self._objective = self._ready.pairwise(table, eval_table)
+
+    def step(self, rows: np.ndarray) -> dict[str, float]:
+        """One optimiser step on these rows of the training table."""
+        assert isinstance(self._objective, SFTObjective | PairwiseObjective)
+        return self._thread.call("training", self._objective.step, rows)
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics over the evaluation table."""
+        assert isinstance(self._objective, SFTObjective | PairwiseObjective)
+        return self._thread.call("evaluating", self._objective.evaluate)
+
+    def score_moments(self) -> dict[str, float]:
+        """Mean and std of a reward model's scores over its training pairs."""
+        assert isinstance(self._objective, PairwiseObjective)
+        return self._thread.call("measuring the scores", self._objective.score_moments)
+
+    # -- PPO ------------------------------------------------------------------------------------------------------------------
+
+    def start_ppo(self, engine_dtype: str) -> None:
+        self._objective = self._ready.ppo(engine_dtype)
+
+    def train_ppo(
+        self,
+        index: RolloutIndex,
+        samples: list[ray.ObjectRef],
+        references: list[ray.ObjectRef] | None,
+        iteration: PPOIteration,
+    ) -> tuple[dict[str, float], LogprobGap]:
+        """The PPO epochs of one iteration; fetches the Arrow batches that hold this rank's share, and no others."""
+        tables: dict[int, tuple[pa.Table, pa.Table | None]] = {}
+
+        def fetch(batch: int) -> tuple[pa.Table, pa.Table | None]:
+            if batch not in tables:
+                sample, reference = samples[batch], references[batch] if references is not None else None
+                found = ray.get([sample] if reference is None else [sample, reference])
+                tables[batch] = (found[0].combine_chunks(), found[1].combine_chunks() if len(found) > 1 else None)
+            return tables[batch]
+
+        assert isinstance(self._objective, PPOObjective)
+        return self._thread.call(
+            f"training iteration {iteration.number}", self._objective.train, index, fetch, iteration
+        )
+
+    # -- weights --------------------------------------------------------------------------------------------------------------
+
+    def publish(self, version: int, attempt: int, dtype: str, bucket_bytes: int) -> Iterator[Bucket | SentReceipt]:
+        """Stream the policy's weights: rank 0 yields buckets and at last the receipt; the others help to gather."""
+        tensors = self._thread.call("publishing", self._ready.published_tensors)
+        if self._rank:
+            self._thread.call("publishing", lambda: [None for _ in tensors])
+            return
+        items = stream_weights(
+            tensors, version=version, attempt=attempt, dtype=getattr(torch, dtype), bucket_bytes=bucket_bytes
+        )
+        while (item := self._thread.call("publishing", next, items, None)) is not None:
+            yield item
+
+    def save(self, folder: str) -> None:
+        """Write this rank's part of a checkpoint into `folder`."""
+        self._thread.call("saving", self._ready.save, Path(folder))
+
+    def load(self, folder: str) -> None:
+        """Restore from a checkpoint's learner folder."""
+        self._thread.call("loading", self._ready.load, Path(folder))
+
+    def export(self, folder: str, stats: RewardStats | None = None) -> None:
+        """Write the model as a Hugging Face folder (rank 0; all ranks gather)."""
+        self._thread.call("exporting", self._ready.export, Path(folder), stats)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self._learner is not None:
+            self._thread.call("closing", self._learner.group.close)

@@ -1,0 +1,36 @@
+"""The learner ranks as one: every call goes to all of them, rank 0's answer counts."""
+
+from pathlib import Path
+from typing import Any
+
+from ray.actor import ActorHandle
+
+from rlhf_ray.actors.calls import call_all
+from rlhf_ray.config.common import ResourcesSection
+
+
+class LearnerRanks:
+    """Handles of `Learner` actors in rank order."""
+
+    def __init__(self, actors: list[ActorHandle], resources: ResourcesSection) -> None:
+        self.actors, self._resources = actors, resources
+
+    def call(self, what: str, method: str, *arguments: Any, deadline_s: float | None = None) -> Any:
+        """Rank 0's result of `method` on every rank; `what` names the wait in errors."""
+        deadline_s = deadline_s or self._resources.call_timeout_s
+        return call_all(self.actors, "learner", what, method, *arguments, deadline_s=deadline_s)[0]
+
+    def join(self, total_steps: int) -> dict[str, Any]:
+        """Form the group and load the models."""
+        deadline_s = self._resources.start_timeout_s
+        address = call_all(self.actors[:1], "learner", "starting", "address", deadline_s=deadline_s)[0]
+        return dict(self.call("loading the model", "join", address, total_steps, deadline_s=deadline_s))
+
+    def save(self, folder: Path) -> None:
+        self.call("saving a checkpoint", "save", str(folder))
+
+    def load(self, folder: Path) -> None:
+        self.call("loading a checkpoint", "load", str(folder))
+
+    def export(self, folder: Path, *arguments: Any) -> None:
+        self.call("exporting the model", "export", str(folder), *arguments)

@@ -1,0 +1,54 @@
+"""The frozen reference: log-probs of the responses under the model that the policy must not leave too far behind."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rlhf_ray import schema
+from rlhf_ray.actors.thread import OwnedThread
+from rlhf_ray.config.common import ModelSection
+from rlhf_ray.models.batching import TokenBatch, split_by_tokens
+from rlhf_ray.models.load import default_device, load_causal_lm, resolve_dtype
+from rlhf_ray.models.networks import PolicyNetwork
+
+
+class Reference:
+    """Answers `schema.SAMPLES` tables with `schema.REFERENCE` tables, row for row."""
+
+    def __init__(self, section: ModelSection, dtype: str, tokens_per_batch: int, temperature: float) -> None:
+        self._section, self._dtype = section, dtype
+        self._tokens_per_batch, self._temperature = tokens_per_batch, temperature
+        self._thread = OwnedThread()
+        self._thread.call("loading the model", self._load)
+
+    def _load(self) -> None:
+        self._device = default_device()
+        dtype = resolve_dtype(self._dtype, self._device)  # type: ignore[arg-type]
+        self._network = PolicyNetwork(load_causal_lm(self._section, dtype)).to(self._device).eval()
+
+    def ready(self) -> dict[str, Any]:
+        return {"dtype": str(next(self._network.parameters()).dtype).removeprefix("torch.")}
+
+    def health(self) -> dict[str, Any]:
+        return self._thread.health()
+
+    def logprobs(self, samples: pa.Table) -> tuple[pa.Table, int]:
+        """The reference's log-probs, and the number of rows."""
+        return self._thread.call("computing log-probs", self._logprobs, samples)
+
+    @torch.inference_mode()
+    def _logprobs(self, samples: pa.Table) -> tuple[pa.Table, int]:
+        prompts, responses = (
+            [row.values.to_numpy() for row in samples[n]] for n in ("prompt_tokens", "response_tokens")
+        )
+        sequences = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
+        answers: list[np.ndarray] = [np.zeros(0, np.float32)] * len(sequences)
+        for group in split_by_tokens([len(s) for s in sequences], self._tokens_per_batch):
+            batch = TokenBatch.build([sequences[i] for i in group], [len(prompts[i]) for i in group], self._device)
+            padded = batch.pad(self._network(batch, self._temperature).logprobs)
+            for index, values in zip(group, batch.unpad(padded), strict=True):
+                answers[index] = values
+        columns = [samples["prompt_id"], samples["sample_index"], pa.array(answers, pa.list_(pa.float32()))]
+        return pa.table(columns, schema=schema.REFERENCE), len(answers)

@@ -1,0 +1,146 @@
+"""Joining Ray, and starting actors with the names, logs and thread settings they need."""
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rlhf_ray.config.common import ResourcesSection
+from rlhf_ray.errors import ConfigError, InfrastructureError
+
+NAMESPACE = "rlhf_ray"
+CONCURRENCY = 8  # threads of an actor: its work goes to one owned thread, the others answer probes and stream results
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the Ray cluster offers."""
+
+    cpus: float
+    gpus: int
+    cores_per_node: int
+    address: str
+    local: bool
+    dashboard: str | None
+
+
+def connect(resources: ResourcesSection, verbose: bool = False) -> Cluster:
+    """Join the configured cluster, or start a local Ray; raises InfrastructureError when the address does not answer."""
+    address = resources.ray_address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not ray.is_initialized():
+        options: dict[str, Any] = {
+            "namespace": NAMESPACE,
+            "log_to_driver": verbose,
+            "logging_level": logging.INFO if verbose else logging.ERROR,
+            "ignore_reinit_error": True,
+        }
+        if address:
+            options["address"] = address
+        else:
+            options |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "address": "local"}
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise InfrastructureError(
+                f"no Ray cluster answers at {address}: {error}. Check the address and `ray status`, or unset "
+                "resources.ray_address and RAY_ADDRESS to start a local Ray."
+            ) from error
+    total = ray.cluster_resources()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    cores = int(min(node["Resources"].get("CPU", 1) for node in nodes))
+    context = ray.get_runtime_context()
+    return Cluster(
+        cpus=total.get("CPU", 0),
+        gpus=int(total.get("GPU", 0)),
+        cores_per_node=max(cores, 1),
+        address=context.gcs_address,
+        local=not address,
+        dashboard=ray._private.worker.global_worker.node.address_info.get("webui_url") if not address else None,
+    )
+
+
+def disconnect(cluster: Cluster) -> None:
+    """Stop the Ray that `connect` started; leave a cluster that was there before."""
+    if cluster.local:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class ActorPlace:
+    """Where an actor runs: its bundle of the run's placement group and its share of that bundle."""
+
+    group: Any
+    bundle: int
+    cpus: float
+    gpus: float
+
+
+class ActorStarter:
+    """Starts named, detached-from-nothing actors of one run; each writes its output to the run folder too."""
+
+    def __init__(self, run: str, logs: Path, threads: int) -> None:
+        self.run, self.logs, self.threads = run, logs, threads
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def start(
+        self, kind: str, index: int, place: ActorPlace, cls: type, *args: Any, environment: dict[str, str] | None = None
+    ) -> ray.actor.ActorHandle:
+        """A handle to a new actor `<run>/<kind>/<index>` made of the plain class `cls`."""
+        name = f"{self.run}/{kind}/{index}"
+        log = self.logs / f"{kind.replace('/', '-')}-{index}.log"
+        options: dict[str, Any] = {
+            "name": name,
+            "num_cpus": place.cpus,
+            "num_gpus": place.gpus,
+            "max_concurrency": CONCURRENCY,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
+            "runtime_env": {"env_vars": thread_environment(self.threads) | (environment or {})},
+        }
+        return ray.remote(_logged(cls)).options(**options).remote(str(log), *args)
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Environment of an actor that takes turns with others on the same cores.
+
+    Ray sets OMP_NUM_THREADS=1 by itself; waiting threads that spin would slow everybody else down by a factor of ten.
+    """
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _logged(cls: type) -> type:
+    """`cls` with a first constructor argument: the file that gets a copy of the process's output."""
+
+    class Logged(cls):  # type: ignore[misc]
+        def __init__(self, log: str, *args: Any) -> None:
+            copy_output(log)
+            super().__init__(*args)
+
+    Logged.__name__ = Logged.__qualname__ = cls.__name__  # what Ray's dashboard shows
+    Logged.__module__ = cls.__module__
+    return Logged
+
+
+def copy_output(path: str) -> None:
+    """Send this process's stdout and stderr to `path` as well. A small `tee` process does it, so that a crash loses nothing."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    tee = subprocess.Popen(["tee", "-a", path], stdin=subprocess.PIPE)
+    assert tee.stdin is not None
+    for descriptor in (1, 2):
+        os.dup2(tee.stdin.fileno(), descriptor)
+
+
+def need(cluster: Cluster, what: str, cpus: float, gpus: float) -> None:
+    """Refuse what the whole cluster could never hold."""
+    if cpus > cluster.cpus + 1e-6 or gpus > cluster.gpus + 1e-6:
+        raise ConfigError(
+            f"{what} ask for {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {cluster.cpus:g} and {cluster.gpus}. "
+            "Lower the replicas or ranks, resources.cpus_per_actor or resources.num_gpus, or join a larger cluster."
+        )

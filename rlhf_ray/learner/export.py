@@ -1,0 +1,54 @@
+"""Saving trained networks as ordinary Hugging Face folders that any library loads."""
+
+from pathlib import Path
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_ray.config.common import LoraSection
+from rlhf_ray.learner.trainable import Trainable
+from rlhf_ray.models.lora import adapter_tensors, merged_tensors, peft_config
+from rlhf_ray.models.reward_stats import RewardStats
+
+
+def save_model(
+    folder: Path,
+    trainable: Trainable,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    lora: LoraSection | None = None,
+    stats: RewardStats | None = None,
+) -> None:
+    """Write `model` (adapters merged) with its tokenizer; with `lora` also the adapter alone, under `adapter/`.
+
+    Gathering shards is a collective call: every rank calls this, rank 0 writes.
+    """
+    trainable.reshard()
+    weights = {name: tensor.cpu().contiguous() for name, tensor in merged_tensors(model)}
+    adapter = adapter_tensors(model) if lora is not None else {}
+    if trainable.group.rank:
+        return
+    model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+    if lora is not None:
+        _save_adapter(folder / "adapter", adapter, lora, model)
+    if stats is not None:
+        stats.save(folder)
+
+
+def _save_adapter(folder: Path, adapter: dict[str, torch.Tensor], lora: LoraSection, model: PreTrainedModel) -> None:
+    """The adapter in peft's own format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in adapter.items()}, folder / "adapter_model.safetensors"
+    )
+    targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in adapter})
+    config = peft_config(lora.model_copy(update={"target_modules": targets}))
+    config.base_model_name_or_path = model.config.name_or_path
+    config.fan_in_fan_out = any(
+        getattr(m, "fan_in_fan_out", False) for m in model.modules() if isinstance(m, LoraLayer)
+    )
+    config.inference_mode = True
+    config.save_pretrained(str(folder))

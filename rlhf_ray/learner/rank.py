@@ -1,0 +1,185 @@
+"""One learner rank: builds the networks of its stage, owns their training, saving, loading and publishing.
+
+A rank is the same object for every stage; `sft`, `pairwise` and `ppo` are the objectives that a stage attaches.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
+from rlhf_ray.config.common import ModelSection
+from rlhf_ray.config.ppo import CriticSection
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.hub import load_tokenizer
+from rlhf_ray.learner.export import save_model
+from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.learner.pairwise import PairwiseObjective
+from rlhf_ray.learner.ppo import PPOObjective
+from rlhf_ray.learner.sft import SFTObjective
+from rlhf_ray.learner.shards import load_rank, save_rank
+from rlhf_ray.learner.trainable import Trainable
+from rlhf_ray.models.load import load_causal_lm, load_scalar_lm, resolve_dtype
+from rlhf_ray.models.lora import add_lora, merged_tensors
+from rlhf_ray.models.networks import PolicyNetwork, ScalarNetwork
+from rlhf_ray.models.reward_stats import RewardStats
+from rlhf_ray.weights.audit import check_gap
+
+Config = SFTConfig | RewardModelConfig | PPOConfig
+
+
+class LearnerRank:
+    """Rank `group.rank` of the learner. `total_steps` is the number of optimiser steps of the whole run, for the schedule."""
+
+    def __init__(self, config: Config, group: LearnerGroup, total_steps: int) -> None:
+        torch.manual_seed(config.run.seed)  # new heads and adapters start equal on every rank
+        self.config, self.group, self.total_steps = config, group, total_steps
+        self.dtype = torch.float32 if config.run.exact else resolve_dtype(config.learner.dtype, group.device)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(
+            config.model.tokenizer or config.model.name, config.model.revision, config.model.trust_remote_code
+        )
+        self.trainables: dict[str, Trainable] = {}
+        self.model = self._build()
+
+    # -- building -----------------------------------------------------------------------------------------------------------
+
+    def _build(self) -> PreTrainedModel:
+        """The stage's main model, made trainable; a PPO run gets its critic too."""
+        config = self.config
+        if isinstance(config, RewardModelConfig):
+            model = load_scalar_lm(config.model.name, **_load_options(config.model))
+            if not _is_scalar(config.model.name, config.model):
+                _small_start(model)
+            self._prepare(model, config.model)
+            self.trainables["reward"] = self._trainable(ScalarNetwork(model), config.learner.learning_rate)
+            return model
+        model = load_causal_lm(config.model)
+        self._prepare(model, config.model)
+        value_head = isinstance(config, PPOConfig) and critic_kind(config) == "value_head"
+        self.trainables["policy"] = self._trainable(PolicyNetwork(model, value_head), config.learner.learning_rate)
+        if isinstance(config, PPOConfig) and not value_head:
+            self.trainables["critic"] = self._critic(config, model.config)
+        return model
+
+    def _prepare(self, model: PreTrainedModel, section: ModelSection) -> None:
+        """Dropout off (log-probs must repeat), adapters in, activations recomputed where asked."""
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
+        if section.lora is not None:
+            add_lora(
+                model, section.lora.model_copy(update={"dropout": 0.0}) if "ppo" in vars(self.config) else section.lora
+            )
+        if section.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+
+    def _trainable(self, network: nn.Module, learning_rate: float) -> Trainable:
+        return Trainable(
+            network,
+            self.config.learner,
+            self.group,
+            self.dtype,
+            learning_rate,
+            self.total_steps,
+            self.config.model.torch_compile,
+        )
+
+    def _critic(self, config: PPOConfig, policy: PretrainedConfig) -> Trainable:
+        source = critic_source(config)
+        model = load_scalar_lm(source, **_load_options(config.model))
+        if model.config.vocab_size != policy.vocab_size:
+            raise ConfigError(
+                f"critic.init_from: {source} has a vocabulary of {model.config.vocab_size}, the policy {policy.vocab_size}; "
+                f"they must share a tokenizer. Set critic.init_from={config.model.name} to start from the policy."
+            )
+        if _is_scalar(source, config.model):
+            _match_reward_scale(model, source)
+        else:
+            nn.init.zeros_(model.score.weight)
+        self._prepare(model, config.model.model_copy(update={"lora": None}))
+        return self._trainable(ScalarNetwork(model), config.critic.learning_rate or config.learner.learning_rate)
+
+    # -- objectives -----------------------------------------------------------------------------------------------------------
+
+    def sft(self, table: pa.Table, eval_table: pa.Table | None) -> SFTObjective:
+        return SFTObjective(self.trainables["policy"], table, eval_table, self.group)
+
+    def pairwise(self, table: pa.Table, eval_table: pa.Table | None) -> PairwiseObjective:
+        return PairwiseObjective(self.trainables["reward"], table, eval_table, self.group)
+
+    def ppo(self, engine_dtype: str) -> PPOObjective:
+        """The PPO objective, auditing against an engine that computes in `engine_dtype`."""
+        assert isinstance(self.config, PPOConfig)
+        check = check_gap(self.config.sync, engine_dtype, str(self.dtype).removeprefix("torch."))
+        return PPOObjective(self.trainables["policy"], self.trainables.get("critic"), self.config, self.group, check)
+
+    # -- weights --------------------------------------------------------------------------------------------------------------
+
+    def published_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(checkpoint name, full tensor) of the policy as generators load it; every rank iterates in step."""
+        self.trainables["policy"].reshard()
+        return merged_tensors(self.model)
+
+    def save(self, folder: Path) -> None:
+        """This rank's part of a checkpoint."""
+        save_rank(folder, self.trainables, self.group)
+
+    def load(self, folder: Path) -> None:
+        load_rank(folder, self.trainables, self.group)
+
+    def export(self, folder: Path, stats: RewardStats | None = None) -> None:
+        """The stage's model as a Hugging Face folder; every rank calls, rank 0 writes."""
+        main = next(iter(self.trainables.values()))
+        save_model(folder, main, self.model, self.tokenizer, self.config.model.lora, stats)
+
+
+def critic_kind(config: PPOConfig) -> str:
+    """`auto` resolved: a value head under LoRA, else a network of its own."""
+    if config.critic.kind != "auto":
+        return config.critic.kind
+    return "value_head" if config.model.lora is not None else "separate"
+
+
+def critic_source(config: PPOConfig) -> str:
+    """What a separate critic starts from: as configured, else the first neural reward with our stats, else the policy."""
+    section: CriticSection = config.critic
+    if section.init_from:
+        return section.init_from
+    rewards = [
+        r.model for r in config.rewards.values() if r.type == "neural" and r.enabled and RewardStats.load(r.model)
+    ]
+    return rewards[0] if rewards else config.model.name
+
+
+def _load_options(section: ModelSection) -> dict[str, object]:
+    return {
+        "revision": section.revision,
+        "trust_remote_code": section.trust_remote_code,
+        "attn_implementation": section.attn_implementation,
+    }
+
+
+def _is_scalar(name: str, section: ModelSection) -> bool:
+    """Whether `name` was saved with a trained score head."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=section.trust_remote_code)
+    return any("SequenceClassification" in architecture for architecture in config.architectures or [])
+
+
+def _small_start(model: PreTrainedModel) -> None:
+    """Scores of a new head start near zero (Stiennon et al. 2020: std 1 / sqrt(hidden + 1))."""
+    nn.init.normal_(model.score.weight, std=(model.score.weight.shape[1] + 1) ** -0.5)
+
+
+@torch.no_grad()
+def _match_reward_scale(model: PreTrainedModel, source: str) -> None:
+    """Rewards reach the learner normalised, so the critic's first guess is scaled alike."""
+    stats = RewardStats.load(source)
+    if stats is not None and stats.std > 0:
+        model.score.weight.div_(stats.std)

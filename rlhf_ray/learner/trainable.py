@@ -1,0 +1,105 @@
+"""A network with its optimiser: backward, clip, step, schedule, loss scaling."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from rlhf_ray.algorithms.schedules import learning_rate_factor
+from rlhf_ray.config.common import LearnerSection
+from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.models.lora import full_tensor
+from rlhf_ray.models.sharding import shard
+
+INITIAL_LOSS_SCALE = 2.0**15
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One optimiser step: gradient norm before clipping, learning rate used, and whether it was skipped (float16 overflow)."""
+
+    grad_norm: float
+    learning_rate: float
+    skipped: bool
+
+
+class Trainable:
+    """One sharded network, its AdamW and its schedule.
+
+    Losses given to `backward` are already divided by global counts. FSDP averages gradients over ranks, so they are multiplied
+    by the number of ranks here and the gradient is the global sum.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        section: LearnerSection,
+        group: LearnerGroup,
+        dtype: torch.dtype,
+        learning_rate: float,
+        total_steps: int,
+        compile_network: bool = False,
+    ) -> None:
+        self.group, self.section = group, section
+        self.learning_rate, self.total_steps, self.steps = learning_rate, total_steps, 0
+        self.loss_scale = INITIAL_LOSS_SCALE if dtype == torch.float16 else 1.0
+        self._float16 = dtype == torch.float16
+        self.network = shard(network.to(group.device), group.mesh, dtype)
+        if compile_network:
+            self.network.compile()
+        self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            _decay_groups(network, self.parameters, section.weight_decay),
+            lr=learning_rate,
+            betas=(section.adam_beta1, section.adam_beta2),
+            eps=section.adam_eps,
+            fused=True,
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of one micro-batch's part of the global loss."""
+        (loss * (self.group.size * self.loss_scale)).backward()
+
+    def reshard(self) -> None:
+        """Drop the gathered compute copies, so that the shards are what is read and what the next pass gathers."""
+        for module in self.network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def step(self) -> StepStats:
+        """Clip, step and advance the schedule. With float16, an overflow skips the step and halves the loss scale."""
+        if self.loss_scale != 1.0:
+            for parameter in self.parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.loss_scale)
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.section.max_grad_norm)
+        grad_norm = float(full_tensor(norm))
+        rate = self.learning_rate * learning_rate_factor(
+            self.steps, self.total_steps, self.section.warmup_steps, self.section.schedule
+        )
+        for options in self.optimizer.param_groups:
+            options["lr"] = rate
+        finite = grad_norm == grad_norm and grad_norm not in (float("inf"), float("-inf"))
+        if not finite and not self._float16:
+            raise FloatingPointError(f"gradient norm is {grad_norm} at optimiser step {self.steps}")
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._float16:
+            self.loss_scale = min(self.loss_scale * 1.001, 2.0**24) if finite else max(self.loss_scale / 2, 1.0)
+        self.steps += 1
+        return StepStats(grad_norm, rate, not finite)
+
+
+def _decay_groups(network: nn.Module, parameters: dict[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay; biases, norms and embeddings do not."""
+    embeddings = {
+        id(parameter)
+        for module in network.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+    decayed = [p for p in parameters.values() if p.ndim >= 2 and id(p) not in embeddings]
+    rest = [p for p in parameters.values() if p.ndim < 2 or id(p) in embeddings]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

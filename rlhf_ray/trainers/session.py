@@ -1,0 +1,119 @@
+"""What every stage does around its loop: join Ray, place and start actors, keep the run folder, end cleanly."""
+
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import ray
+from ray.actor import ActorHandle
+
+from rlhf_ray.actors.learner import Learner
+from rlhf_ray.actors.learner_group import LearnerRanks
+from rlhf_ray.actors.placement import ActorNeed, Placement, place
+from rlhf_ray.actors.runtime import ActorStarter, Cluster, connect, disconnect
+from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
+from rlhf_ray.tracking.console import Console
+from rlhf_ray.tracking.tracker import Trackers, make_trackers
+from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints
+from rlhf_ray.trainers.run_folder import RunFolder
+
+Config = SFTConfig | RewardModelConfig | PPOConfig
+
+
+class Session:
+    """The run folder, the cluster, the actors and the trackers of one run; a context manager that ends them all."""
+
+    def __init__(self, config: Config, stage: str, resume: str | Path | None, console: Console) -> None:
+        self.config, self.console = config, console
+        self.folder = RunFolder.open(resume) if resume else RunFolder.create(config.run, stage)
+        self.checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint.keep_last)
+        self.resumed: Checkpoint | None = self.checkpoints.latest(console.warn) if resume else None
+        if resume and self.resumed is None:
+            console.warn(f"{self.folder.path} holds no complete checkpoint: starting from the beginning")
+        self.started = time.monotonic()
+        self.stop = StopSignal(console)
+
+    def __enter__(self) -> Self:
+        self.folder.write_start(self.config)
+        self.trackers: Trackers = make_trackers(
+            self.config.tracking, self.folder.path, self.config, self._resume_step()
+        )
+        self.cluster: Cluster = connect(self.config.resources, self.config.tracking.verbose)
+        threads = self.config.resources.threads or self.cluster.cores_per_node
+        self.starter = ActorStarter(self.folder.name, self.folder.logs, threads)
+        self.placement: Placement | None = None
+        self.stop.install()
+        return self
+
+    def _resume_step(self) -> int | None:
+        return self.resumed.step if self.resumed else None
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop.uninstall()
+        self.trackers.close()
+        if self.placement is not None:
+            self.placement.release()
+        disconnect(self.cluster)
+
+    def reserve(self, needs: Sequence[ActorNeed]) -> Placement:
+        """Reserve the places of all actors at once; refused here if they do not fit."""
+        self.placement = place(list(needs), self.cluster, self.config.resources)
+        return self.placement
+
+    def start(
+        self, kind: str, index: int, cls: type, *arguments: Any, environment: dict[str, str] | None = None
+    ) -> ActorHandle:
+        """Start the actor that has been given place (kind, index)."""
+        assert self.placement is not None
+        place = self.placement.places[kind, index]
+        return self.starter.start(kind, index, place, cls, *arguments, environment=environment)
+
+    def start_learner(self) -> LearnerRanks:
+        size = self.config.learner.ranks
+        actors = [self.start("learner", rank, Learner, self.config, rank, size) for rank in range(size)]
+        return LearnerRanks(actors, self.config.resources)
+
+    def describe(self) -> dict[str, object]:
+        """Facts about where the run lies and runs, for the console."""
+        cluster = self.cluster
+        resources = f"{cluster.cpus:g} CPUs, {cluster.gpus} GPUs" + (" (local Ray)" if cluster.local else "")
+        facts: dict[str, object] = {"run folder": self.folder.path, "cluster": resources}
+        if cluster.dashboard:
+            facts["dashboard"] = f"http://{cluster.dashboard}"
+        return facts
+
+
+def learner_needs(config: Config) -> list[ActorNeed]:
+    return [ActorNeed("learner", rank, gpus=1) for rank in range(config.learner.ranks)]
+
+
+class StopSignal:
+    """Ctrl-C once: finish the step in hand, save, end. Twice: end now."""
+
+    def __init__(self, console: Console) -> None:
+        self.requested, self._console = False, console
+        self._previous: Any = None
+
+    def install(self) -> None:
+        try:
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        except ValueError:  # not the main thread: a notebook's or a test's own handler stays
+            self._previous = None
+
+    def uninstall(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self._console.warn("stopping after this step and saving; press Ctrl-C again to stop at once")
+
+
+def put(value: Any) -> ray.ObjectRef:
+    """An object that the driver owns: it lives as long as the run."""
+    return ray.put(value)
