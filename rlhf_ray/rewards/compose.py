@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_ray.config.rewards import RewardSection
-from rlhf_ray.errors import DataError
+from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.rewards.failure import RewardFailure
 
 
@@ -60,15 +60,17 @@ def compose(
 
     columns: component -> float64 [samples], NaN where it has no value; failed: the failures by (row, component).
     `leave_out` scales the weights of the other components up, so that the sum of their magnitudes stays what it was; a
-    sample with no weight left is dropped. Raises DataError for a failure of a component whose policy is `fail`.
+    sample with no weight left is dropped. Raises DataError for a failure of a component whose policy is `fail`, and
+    ConfigError when no component is enabled.
     """
     active = {name: section for name, section in sections.items() if section.enabled}
+    if not active:
+        raise ConfigError("No reward component is enabled: there is nothing to optimise. Enable one under `rewards`.")
     _stop_if_told_to(failed, active)
     names = list(active)
     if absent := [name for name in names if name not in columns]:
         raise DataError(f"No scores came for reward component {', '.join(f'`{name}`' for name in absent)}.")
-    samples = len(columns[names[0]]) if names else 0
-    values = np.array([columns[name] for name in names], dtype=np.float64).reshape(len(names), samples)
+    values = np.array([columns[name] for name in names], dtype=np.float64)  # [components, samples]
     failures = np.zeros(values.shape, dtype=bool)
     for row, name in failed:
         failures[names.index(name), row] = True
@@ -81,7 +83,7 @@ def compose(
     keep = ~(failures & skips[:, None]).any(axis=0) & ((left > 0) | ~failures.any(axis=0))
 
     present = np.where(np.isnan(values) | failures, 0.0, values)
-    scale = np.divide(magnitude, left, out=np.ones(samples), where=failures.any(axis=0) & (left > 0))
+    scale = np.divide(magnitude, left, out=np.ones(left.shape), where=failures.any(axis=0) & (left > 0))
     total = np.where(keep, (weights @ present) * scale, np.nan)
     stats = {name: ComponentStats.of(values[i], failures[i]) for i, name in enumerate(names)}
     return Composed(total, keep, stats)

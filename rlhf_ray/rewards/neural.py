@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_ray.config.rewards import NeuralRewardSection
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.hub import explain_hub_error, load_tokenizer
+from rlhf_ray.hub import check_model, explain_hub_error
 from rlhf_ray.models.batching import split_by_tokens
 from rlhf_ray.models.load import resolve_dtype
 
@@ -34,15 +34,17 @@ class NeuralReward:
         self._label = section.label_index
         self._tokens_per_batch = section.tokens_per_batch
         self._device = torch.device(device)
-        self._model = _load(section, resolve_dtype(section.dtype, self._device)).to(self._device).eval()
+        model, self._tokenizer = _load(section, resolve_dtype(section.dtype, self._device))
+        self._model = model.to(self._device).eval()
         self._reads_tokens = (Path(section.model) / NORMALISER_FILE).is_file()
         self._mean, self._std = _read_normaliser(Path(section.model)) if self._reads_tokens else (0.0, 1.0)
-        self._tokenizer = load_tokenizer(section.model, section.revision, section.trust_remote_code)
         self._max_tokens = _context(self._model, self._tokenizer.model_max_length, section.max_tokens)
         if self._reads_tokens:
             self._model.score.float()  # a bfloat16 head would round scores to three digits
-        if self._model.config.pad_token_id is None:
-            self._model.config.pad_token_id = self._tokenizer.pad_token_id
+        if self._model.config.pad_token_id is None:  # models that pool the last token refuse batches without one
+            tokenizer = self._tokenizer
+            pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+            self._model.config.pad_token_id = pad
 
     def score(self, table: pa.Table) -> list[float]:
         """Score each row of a `SAMPLES` table, in its order. A score may be non-finite: the caller judges that.
@@ -110,29 +112,28 @@ class NeuralReward:
         return self._model(input_ids=input_ids, attention_mask=mask).logits[:, self._label]
 
 
-def _load(section: NeuralRewardSection, dtype: torch.dtype) -> Any:
+def _load(section: NeuralRewardSection, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The model and its tokenizer."""
+    source = check_model(section.model, section.revision)
+    options = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            section.model,
-            revision=section.revision,
-            trust_remote_code=section.trust_remote_code,
-            dtype=dtype,
-            output_loading_info=True,
+            source, **options, dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError, ImportError) as error:
         raise explain_hub_error(section.model, error) from error
     if missing := sorted(report["missing_keys"]):
         raise ConfigError(
-            f"Reward model {section.model} has no trained classification head: its weights for {', '.join(missing)} are "
-            "missing and would be random numbers. Name a sequence-classification (reward) model, or train one: "
-            "rlhf-ray reward."
+            f"Reward model {section.model} has no trained classification head: {', '.join(missing)} would be random "
+            "numbers. Name a sequence-classification (reward) model, or train one: rlhf-ray reward."
         )
     if section.label_index >= model.config.num_labels:
         raise ConfigError(
             f"Reward model {section.model} has {model.config.num_labels} outputs, so label_index {section.label_index} "
             f"does not exist. Its labels: {model.config.id2label}."
         )
-    return model
+    return model, tokenizer
 
 
 def _read_normaliser(folder: Path) -> tuple[float, float]:

@@ -70,10 +70,17 @@ class WorkerProcess:
                     poller.unregister(self._calls)
             left = deadline - monotonic()
             events = poller.poll(max(0.0, min(left, _LIVENESS_S)) * 1000)
-            died = not events and self._has_exited()  # looked at before the last read, or a result could be lost
+            died = not events and self.has_exited()  # looked at before the last read, or a result could be lost
             self.ended = self._read_some() or died
             if (results := take_results(self._inbox)) or self.ended or left <= 0:
                 return results
+
+    def has_exited(self) -> bool:
+        """Whether the child is dead, without reaping it."""
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
 
     def interrupt(self) -> str:
         """Kill a child that hangs; where it was, as faulthandler prints it (empty if it could not say)."""
@@ -86,9 +93,9 @@ class WorkerProcess:
     def autopsy(self) -> tuple[str, str]:
         """After `ended`: how the child ended, in words, and its last stack if it crashed. Kills what it left behind."""
         deadline = monotonic() + 2.0  # the end of the stream comes a moment before the exit status
-        while not self._has_exited() and monotonic() < deadline:
+        while not self.has_exited() and monotonic() < deadline:
             time.sleep(0.005)
-        had_exited = self._has_exited()
+        had_exited = self.has_exited()
         stack = self._read_stack(first_line_within_s=0.0)
         self.kill()
         return _exit_in_words(self._process.returncode) if had_exited else "closed its pipes to the trainer", stack
@@ -115,12 +122,6 @@ class WorkerProcess:
                 self._inbox += piece
             return True
         return False
-
-    def _has_exited(self) -> bool:
-        try:
-            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:
-            return True
 
     def _read_stack(self, first_line_within_s: float) -> str:
         """What faulthandler wrote, most recent call first, without the lines of the worker itself."""

@@ -76,6 +76,8 @@ class Sandbox:
 
         A consumer that stops early costs the child, which may be deep in a call.
         """
+        if self._worker is not None and self._worker.has_exited():
+            self.close()  # it died between two tables: no sample is to blame
         rows = len(table["prompt"])
         done = sent = 0
         started = monotonic()  # when the call of row `done` did, or a little later
