@@ -1,4 +1,4 @@
-"""MLflow: a tracking server, or a folder (`tracking.mlflow_uri: file:/path`)."""
+"""MLflow: a tracking server, a database, or a folder (`file:/path`, which needs MLFLOW_ALLOW_FILE_STORE=true)."""
 
 import time
 from pathlib import Path
@@ -18,19 +18,23 @@ class MLflowTracker:
     def __init__(self, experiment: str, uri: str | None, folder: Path, config: Section) -> None:
         try:
             from mlflow.entities import Metric, Param, RunStatus
+            from mlflow.exceptions import MlflowException
             from mlflow.tracking import MlflowClient
         except ImportError:
             raise ConfigError(
                 "tracking.mlflow_experiment: MLflow is not installed; install the extra: pip install 'rlhf-ray[mlflow]'"
             ) from None
-        self._client = MlflowClient(tracking_uri=uri)
+        try:
+            self._client = MlflowClient(tracking_uri=uri)
+            known = self._client.get_experiment_by_name(experiment)
+        except MlflowException as error:
+            raise ConfigError(f"tracking.mlflow_uri: MLflow cannot use {uri or 'its default'}: {error}") from error
         self._metric, self._finished = Metric, RunStatus.to_string(RunStatus.FINISHED)
         id_file = folder / RUN_ID_FILE
         if id_file.exists():
             self._run_id = id_file.read_text().strip()
             self._client.update_run(self._run_id, status=RunStatus.to_string(RunStatus.RUNNING))
             return
-        known = self._client.get_experiment_by_name(experiment)
         experiment_id = known.experiment_id if known else self._client.create_experiment(experiment)
         self._run_id = self._client.create_run(experiment_id, run_name=folder.name).info.run_id
         id_file.write_text(self._run_id)

@@ -251,6 +251,14 @@ def test_mlflow_keeps_one_run_over_a_resume(tmp_path: Path, config: SFTConfig, m
     assert [(m.step, m.value) for m in history] == [(0, 0.5), (1, 1.5)]
 
 
+def test_mlflow_says_why_a_place_is_refused(tmp_path: Path, config: SFTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    section = TrackingSection(mlflow_experiment="e", mlflow_uri=(tmp_path / "store").as_uri())
+    with pytest.raises(ConfigError, match=r"tracking.mlflow_uri: MLflow cannot use file:.*MLFLOW_ALLOW_FILE_STORE"):
+        make_trackers(section, tmp_path, config)
+
+
 def test_wandb_works_offline_and_keeps_its_id(
     tmp_path: Path, config: SFTConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

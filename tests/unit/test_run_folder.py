@@ -1,0 +1,104 @@
+"""Run folders: refused when they would be overwritten or lost; callbacks named when they raise."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from rlhf_ray.config import SFTConfig
+from rlhf_ray.config.common import RunSection
+from rlhf_ray.config.load import load_config
+from rlhf_ray.errors import ConfigError, DataError, RLHFRayError
+from rlhf_ray.trainers.callbacks import Callback, Callbacks
+from rlhf_ray.trainers.run_folder import SUBMITTED_JOB_VARIABLE, RunFolder
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_new_folder_is_named_or_takes_stage_and_time(tmp_path: Path) -> None:
+    assert RunFolder.create(RunSection(root=str(tmp_path / "deep" / "runs"), name="a"), "ppo").path.is_dir()
+    folder = RunFolder.create(RunSection(root=str(tmp_path)), "ppo")
+    assert re.fullmatch(r"ppo-\d{8}-\d{6}", folder.name)
+    assert folder.logs.is_dir()
+
+
+def test_a_relative_root_is_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(SUBMITTED_JOB_VARIABLE, raising=False)
+    assert RunFolder.create(RunSection(name="a"), "sft").path == tmp_path / "runs" / "a"
+
+
+def test_a_relative_root_is_refused_inside_a_submitted_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(SUBMITTED_JOB_VARIABLE, "{}")
+    with pytest.raises(ConfigError, match=r"run.root: 'runs' is relative.*give an absolute path"):
+        RunFolder.create(RunSection(name="a"), "ppo")
+    assert list(tmp_path.iterdir()) == []
+    assert RunFolder.create(RunSection(root=str(tmp_path), name="a"), "ppo").path.is_dir()
+
+
+def test_a_folder_with_content_is_refused_and_resume_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    RunFolder.create(RunSection(root=str(tmp_path), name="empty"), "ppo")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    with pytest.raises(ConfigError, match=rf"--resume {tmp_path}/full, or choose another run.name"):
+        RunFolder.create(RunSection(root=str(tmp_path), name="full"), "ppo")
+    assert os.listdir(tmp_path / "full") == ["precious"]
+
+
+def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"run.root: cannot write .*file/a \(Not a directory\)"):
+        RunFolder.create(RunSection(root=str(tmp_path / "file"), name="a"), "ppo")
+
+
+def test_open_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no run to resume here \(it has no config.yaml\)"):
+        RunFolder.open(tmp_path)
+
+
+def test_record_keeps_the_config_and_every_start(tmp_path: Path) -> None:
+    config = SFTConfig.model_validate({"model": {"name": "m"}, "data": {"path": "d"}})
+    created = RunFolder.create(RunSection(root=str(tmp_path), name="a"), "sft")
+    created.record(config)
+    folder = RunFolder.open(created.path)
+    folder.record(config)
+    assert load_config(SFTConfig, [folder.config_file]) == config
+    starts = json.loads(folder.environment_file.read_text())
+    assert len(starts) == 2
+    assert starts[0]["packages"]["rlhf-ray"]
+    assert starts[0]["cores"] >= 1
+    assert starts[0]["submitted_as_job"] is False
+
+
+def test_callbacks_run_in_order_and_see_the_same_metrics(tmp_path: Path) -> None:
+    class Add(Callback):
+        def on_iteration_end(self, iteration: int, metrics: dict[str, float]) -> None:
+            metrics["x"] = metrics.get("x", 1) * 10 + iteration
+
+    metrics: dict[str, float] = {}
+    callbacks = Callbacks([Add(), Add()])
+    callbacks.on_train_start(None)
+    callbacks.on_iteration_end(3, metrics)
+    callbacks.on_checkpoint(tmp_path)
+    callbacks.on_train_end(None)
+    assert metrics == {"x": 133}
+
+
+def test_a_callback_that_raises_is_named() -> None:
+    class Broken(Callback):
+        def on_train_end(self, result: object) -> None:
+            raise ValueError("no disk")
+
+    class Deliberate(Callback):
+        def on_train_end(self, result: object) -> None:
+            raise DataError("mine")
+
+    with pytest.raises(RLHFRayError, match=r"callback .*Broken.on_train_end raised ValueError: no disk") as caught:
+        Callbacks([Broken()]).on_train_end(None)
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(DataError, match="mine"):
+        Callbacks([Deliberate()]).on_train_end(None)
