@@ -1,0 +1,131 @@
+"""One weight sync: the learner streams buckets, every generator loads and acknowledges them, and the receipts are compared.
+
+The driver only passes references on. A bucket's reference is dropped when all generators acknowledged it, so that the
+object store reuses its pages: memory touched for the first time is many times slower than memory in use.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from rlhf_ray.config.ppo import SyncSection
+from rlhf_ray.errors import AuditError, InfrastructureError
+from rlhf_ray.weights.audit import compare_receipts
+from rlhf_ray.weights.bucket import SentReceipt
+
+#: buckets under way: one being packed, one waiting, one being loaded
+IN_FLIGHT = 3
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """A proven sync: `bytes` sent in `tensors` tensors, `seconds` from the first call to the last receipt."""
+
+    version: int
+    seconds: float
+    bytes: int
+    tensors: int
+
+
+class WeightSync:
+    """Publishes the learner's weights to all generators, over the object store.
+
+    Every learner rank has a method `publish(version, attempt, dtype, bucket_bytes)`, a generator: all ranks gather
+    the weights together, rank 0 yields what `bucket.stream_weights` yields, the others nothing.
+    """
+
+    def __init__(
+        self,
+        learner_ranks: Sequence[ActorHandle],
+        generators: Sequence[ActorHandle],
+        section: SyncSection,
+        dtype: str,
+        timeout_s: float = 600,
+    ) -> None:
+        self.learner_ranks = list(learner_ranks)
+        self.generators = list(generators)
+        self._bucket_bytes = section.bucket_mib * 2**20
+        self._dtype = dtype
+        self._timeout_s = timeout_s
+
+    def publish(self, version: int, attempt: int = 0) -> SyncReport:
+        """Make every generator sample from the learner's present weights, as (attempt, version), and prove it.
+
+        Raises:
+            AuditError: a generator loaded other tensors than the learner sent, or not all of its own.
+            InfrastructureError: an actor was lost, or did not answer in time.
+        """
+        started = time.perf_counter()
+        beginning = [generator.begin_update.remote(version, attempt) for generator in self.generators]
+        streams = [self._stream(rank, version, attempt) for rank in self.learner_ranks]
+        self._get(beginning, "to begin the update")
+        sent = self._forward(streams[0])
+        for stream in streams[1:]:
+            self._get(stream.completed(), "to end the gathering on another learner rank")
+        received = self._get(
+            [generator.finish_update.remote() for generator in self.generators], "to finish the update"
+        )
+        self._audit(sent, received)
+        return SyncReport(version, time.perf_counter() - started, sent.nbytes, len(sent.digests))
+
+    def _stream(self, rank: ActorHandle, version: int, attempt: int) -> Any:
+        streaming = rank.publish.options(num_returns="streaming", _generator_backpressure_num_objects=IN_FLIGHT)
+        return streaming.remote(version, attempt, self._dtype, self._bucket_bytes)
+
+    def _forward(self, stream: Any) -> SentReceipt:
+        """Pass each bucket on to all generators; the last item of the stream is the learner's receipt."""
+        under_way: deque[list[ray.ObjectRef]] = deque()
+        for bucket, is_last in _with_last(self._references(stream)):
+            if is_last:
+                break
+            under_way.append([generator.load_bucket.remote(bucket) for generator in self.generators])
+            if len(under_way) == IN_FLIGHT:
+                self._get(under_way.popleft(), "to load a bucket")
+        for acknowledgements in under_way:
+            self._get(acknowledgements, "to load a bucket")
+        return self._get(bucket, "to send its receipt")
+
+    def _references(self, stream: Any) -> Iterator[ray.ObjectRef]:
+        while True:
+            ready, _ = ray.wait([stream], timeout=self._timeout_s, fetch_local=False)
+            if not ready:
+                raise InfrastructureError(f"The learner sent no bucket of weights within {self._timeout_s:g} s.")
+            try:
+                yield next(stream)
+            except StopIteration:
+                return
+
+    def _audit(self, sent: SentReceipt, received: Sequence[dict[str, Any]]) -> None:
+        for replica, receipt in enumerate(received):
+            problems = compare_receipts(sent.digests, receipt["digests"]) + receipt["faults"]
+            if (receipt["version"], receipt["attempt"]) != (sent.version, sent.attempt):
+                problems.append(f"it answered for version {receipt['version']} of attempt {receipt['attempt']}")
+            if problems:
+                raise AuditError(
+                    f"The sync of weights version {sent.version} to generator {replica} failed: {'; '.join(problems)}."
+                )
+
+    def _get(self, refs: Any, purpose: str) -> Any:
+        try:
+            return ray.get(refs, timeout=self._timeout_s)
+        except GetTimeoutError:
+            raise InfrastructureError(
+                f"A weight sync waited more than {self._timeout_s:g} s for an actor {purpose}."
+            ) from None
+        except RayActorError as exc:
+            raise InfrastructureError(f"A weight sync lost an actor while it waited for it {purpose}: {exc}") from exc
+
+
+def _with_last(references: Iterator[ray.ObjectRef]) -> Iterator[tuple[ray.ObjectRef, bool]]:
+    """(reference, is it the last?), one behind the stream."""
+    previous = next(references)
+    for reference in references:
+        yield previous, False
+        previous = reference
+    yield previous, True

@@ -1,0 +1,112 @@
+"""Which weights an engine holds, and the way from one version to the next.
+
+Runs on the engine's thread, through the worker methods of vLLM's weight transfer. An update is all or nothing in what
+it claims: `version` moves only when every worker proved the new weights complete; until then, and after an update
+that was abandoned or failed, `require_whole` refuses.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_ray.errors import AuditError, InfrastructureError
+from rlhf_ray.weights.bucket import Bucket
+
+
+@dataclass
+class _Update:
+    """Weights being loaded; `active` while vLLM is inside start/finish. Buckets may come in any order, each once."""
+
+    version: int
+    attempt: int
+    buckets: set[int] = field(default_factory=set)
+    active: bool = True
+
+
+class WeightReceiver:
+    """Holds (attempt, version) of an engine's weights; 0, 0 are those it was started with."""
+
+    def __init__(self) -> None:
+        self.version = self.attempt = 0
+        self._update: _Update | None = None
+
+    def require_whole(self) -> int:
+        """The version that the engine holds.
+
+        Raises:
+            InfrastructureError: an update is under way, or ended without a proof.
+        """
+        if self._update is not None:
+            raise InfrastructureError(
+                f"The generator is between weights version {self.version} and {self._update.version}: finish that update, "
+                "or publish again, before generating."
+            )
+        return self.version
+
+    def begin(self, engine: Any, version: int, attempt: int) -> None:
+        """Start an update, in place of one that was abandoned. Publishing the held version again is allowed.
+
+        Raises:
+            AuditError: the engine holds later weights already.
+        """
+        if (attempt, version) < (self.attempt, self.version):
+            raise AuditError(
+                f"Weights version {version} of attempt {attempt} were published to a generator that holds version "
+                f"{self.version} of attempt {self.attempt}. Publish a later version, or start a new attempt."
+            )
+        if self._update is not None and self._update.active:
+            engine.collective_rpc("finish_weight_update")
+        engine.collective_rpc("start_weight_update")
+        self._update = _Update(version, attempt)
+
+    def load(self, engine: Any, update_info: dict[str, Any]) -> None:
+        """Hand one update info to the transport; for the object store that is {"bucket": Bucket}.
+
+        Raises:
+            AuditError: no update is under way, or the bucket does not belong to it, or came before.
+        """
+        update = self._active_update()
+        bucket = update_info.get("bucket")
+        if isinstance(bucket, Bucket):
+            _expect(update, bucket)
+        update.active = False  # vLLM leaves the update when loading fails
+        engine.collective_rpc("update_weights", args=(update_info,))
+        update.active = True
+
+    def finish(self, engine: Any) -> dict[str, Any]:
+        """End the update: {"version", "attempt", "digests": {name: digest}, "faults": [text]}; see `proof.LoadProof`."""
+        update = self._active_update()
+        update.active = False
+        engine.collective_rpc("finish_weight_update")
+        receipt = _merge(engine.collective_rpc("weight_receipt"))
+        if not engine.reset_prefix_cache():
+            receipt["faults"].append("the prefix cache still holds keys and values of the old weights")
+        if not receipt["faults"]:
+            self.version, self.attempt, self._update = update.version, update.attempt, None
+        return {"version": update.version, "attempt": update.attempt, **receipt}
+
+    def _active_update(self) -> _Update:
+        if self._update is None or not self._update.active:
+            raise AuditError("No weight update is under way: call begin_update first.")
+        return self._update
+
+
+def _expect(update: _Update, bucket: Bucket) -> None:
+    belongs = (bucket.attempt, bucket.version) == (update.attempt, update.version)
+    if not belongs or bucket.index in update.buckets:
+        raise AuditError(
+            f"Bucket {bucket.index} of weights version {bucket.version}, attempt {bucket.attempt}, came "
+            f"{'twice' if belongs else f'during the update to version {update.version}, attempt {update.attempt}'}."
+        )
+    update.buckets.add(bucket.index)
+
+
+def _merge(receipts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One receipt of all tensor-parallel workers, which must have consumed the same bytes."""
+    first = receipts[0]
+    faults = [f"worker {rank}: {text}" for rank, receipt in enumerate(receipts) for text in receipt["faults"]]
+    faults += [
+        f"worker {rank} loaded other bytes than worker 0"
+        for rank, receipt in enumerate(receipts)
+        if receipt["digests"] != first["digests"]
+    ]
+    return {"digests": first["digests"], "faults": faults}
