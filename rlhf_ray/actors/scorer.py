@@ -6,57 +6,41 @@ meanwhile, so the actor needs at least two threads.
 
 import contextlib
 import math
-import threading
-from collections.abc import Iterator, Sequence
-from time import monotonic
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from rlhf_ray.actors.thread import OwnedThread
 from rlhf_ray.config.rewards import FunctionRewardSection, NeuralRewardSection
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.rewards.failure import RewardFailure
 from rlhf_ray.rewards.sandbox import CallFailure, Sandbox
-from rlhf_ray.schema import REWARD_PREFIX, reward_schema
+from rlhf_ray.schema import reward_schema
 
 Scored = tuple[pa.Table, list[RewardFailure]]
 
 
 class _Scorer:
-    """Identity, one table at a time, and a health answer that does not wait for it."""
+    """What all scorers share: a name, one thread that works, counts, and the form of the answer."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._one_at_a_time = threading.Lock()
-        self._state = "created"
-        self._since = monotonic()
+        self._thread = OwnedThread()
         self._samples = 0
         self._failures = 0
 
     def health(self) -> dict[str, Any]:
         """What the scorer is doing, since how many seconds, and its counts so far."""
-        since_s = monotonic() - self._since
-        return {"state": self._state, "since_s": since_s, "samples": self._samples, "failures": self._failures}
-
-    @contextlib.contextmanager
-    def _busy(self, state: str) -> Iterator[None]:
-        with self._one_at_a_time:
-            self._state, self._since = state, monotonic()
-            try:
-                yield
-            finally:
-                self._state, self._since = "idle", monotonic()
+        return {**self._thread.health(), "samples": self._samples, "failures": self._failures}
 
     def _answer(self, table: pa.Table, values: Sequence[float | None], failed: dict[int, CallFailure]) -> Scored:
         """The scorer's column beside the key columns, null where it did not apply or failed."""
-        schema = reward_schema(self.name)
-        keys = [
-            table.column(field.name).cast(field.type) for field in schema if field.name != REWARD_PREFIX + self.name
-        ]
+        keys = [table.column("prompt_id"), table.column("sample_index")]
         failures = [self._failure(table, row, failure) for row, failure in failed.items()]
         self._samples += table.num_rows
         self._failures += len(failures)
-        return pa.table([*keys, pa.array(values, pa.float64())], schema=schema), failures
+        return pa.table([*keys, pa.array(values, pa.float64())], schema=reward_schema(self.name)), failures
 
     def _failure(self, table: pa.Table, row: int, failure: CallFailure) -> RewardFailure:
         cell = {name: table.column(name)[row].as_py() for name in ("prompt_id", "sample_index", "prompt", "response")}
@@ -76,30 +60,29 @@ class FunctionScorer(_Scorer):
 
     def ready(self) -> dict[str, Any]:
         """Start the sandbox. Raises ConfigError when the function cannot be imported or called."""
-        with self._busy("starting"):
-            return {"component": self.name, "columns": self._sandbox.start()}
+        return {"component": self.name, "columns": self._thread.call("starting", self._sandbox.start)}
 
     def score(self, table: pa.Table) -> Scored:
         """Call the function on each row. With on_failure `fail` the rows after the first failure are left null: the run
         stops there, and need not wait for more of them.
         """
-        with self._busy("scoring"):
-            needed = ("prompt", "response", *self._sandbox.start())
-            values: list[float | None] = [None] * table.num_rows
-            failed: dict[int, CallFailure] = {}
-            with contextlib.closing(
-                self._sandbox.run({name: table.column(name).to_pylist() for name in needed})
-            ) as calls:
-                for row, outcome in enumerate(calls):
-                    values[row] = outcome.value
-                    if outcome.failure is not None:
-                        failed[row] = outcome.failure
-                        if self._stop_at_first_failure:
-                            break
-            return self._answer(table, values, failed)
+        return self._thread.call("scoring", self._score, table)
 
     def health(self) -> dict[str, Any]:
         return {**super().health(), "restarts": max(0, self._sandbox.starts - 1)}
+
+    def _score(self, table: pa.Table) -> Scored:
+        needed = ("prompt", "response", *self._sandbox.start())
+        values: list[float | None] = [None] * table.num_rows
+        failed: dict[int, CallFailure] = {}
+        with contextlib.closing(self._sandbox.run({name: table.column(name).to_pylist() for name in needed})) as calls:
+            for row, outcome in enumerate(calls):
+                values[row] = outcome.value
+                if outcome.failure is not None:
+                    failed[row] = outcome.failure
+                    if self._stop_at_first_failure:
+                        break
+        return self._answer(table, values, failed)
 
 
 class NeuralScorer(_Scorer):
@@ -114,14 +97,7 @@ class NeuralScorer(_Scorer):
 
     def ready(self) -> dict[str, Any]:
         """Load the model. Raises ConfigError when it cannot be a reward model."""
-        from rlhf_ray.models.load import default_device
-        from rlhf_ray.rewards.neural import NeuralReward
-
-        with self._busy("loading"):
-            device = default_device()
-            if self._reward is None:
-                self._reward = NeuralReward(self._section, device)
-            return {"component": self.name, "device": str(device)}
+        return {"component": self.name, "device": self._thread.call("loading", self._load)}
 
     def score(self, table: pa.Table) -> Scored:
         """Score each row; a score that is not finite is that sample's failure."""
@@ -129,21 +105,25 @@ class NeuralScorer(_Scorer):
             raise InfrastructureError(
                 f"Reward scorer `{self.name}` was asked to score before ready() loaded its model."
             )
-        with self._busy("scoring"):
-            self._use_threads()
-            scores: list[float] = self._reward.score(table)
-            failed = {
-                row: CallFailure(
-                    "not_finite", f"scored {score}; the model overflows or is damaged (try dtype: float32)"
-                )
-                for row, score in enumerate(scores)
-                if not math.isfinite(score)
-            }
-            return self._answer(table, [score if math.isfinite(score) else None for score in scores], failed)
+        return self._thread.call("scoring", self._score, table)
 
-    def _use_threads(self) -> None:
-        """OpenMP counts threads per calling thread, and Ray may call from any."""
+    def _load(self) -> str:
+        import torch
+
+        from rlhf_ray.models.load import default_device
+        from rlhf_ray.rewards.neural import NeuralReward
+
         if self._threads is not None:
-            import torch
+            torch.set_num_threads(self._threads)  # counts for the calling thread: the one that will score
+        device = default_device()
+        self._reward = NeuralReward(self._section, device)
+        return str(device)
 
-            torch.set_num_threads(self._threads)
+    def _score(self, table: pa.Table) -> Scored:
+        scores: list[float] = self._reward.score(table)
+        failed = {
+            row: CallFailure("not_finite", f"scored {score}; the model overflows or is damaged (try dtype: float32)")
+            for row, score in enumerate(scores)
+            if not math.isfinite(score)
+        }
+        return self._answer(table, [score if math.isfinite(score) else None for score in scores], failed)

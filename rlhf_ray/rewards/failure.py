@@ -36,10 +36,14 @@ class RewardFailure:
 def failures_by_row(
     failures: Iterable[RewardFailure], prompt_ids: np.ndarray, sample_indices: np.ndarray
 ) -> FailuresByRow:
-    """Place failures on the rows of a table whose key columns are given, int [samples] each."""
-    keys = zip(prompt_ids.tolist(), sample_indices.tolist(), strict=True)
-    rows = {key: row for row, key in enumerate(keys)}
-    return {(rows[f.prompt_id, f.sample_index], f.component): f for f in failures}
+    """Place failures on the rows of a table whose key columns are given, int [samples] each.
+
+    A small dataset may be drawn twice in one iteration: then a key, and its failure, has more than one row.
+    """
+    rows: dict[tuple[int, int], list[int]] = {}
+    for row, key in enumerate(zip(prompt_ids.tolist(), sample_indices.tolist(), strict=True)):
+        rows.setdefault(key, []).append(row)
+    return {(row, f.component): f for f in failures for row in rows[f.prompt_id, f.sample_index]}
 
 
 def _excerpt(text: str, limit: int = 300) -> str:

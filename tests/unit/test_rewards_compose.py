@@ -168,6 +168,8 @@ def test_failures_find_their_rows_and_the_quarantine(tmp_path: Path) -> None:
     failures = [failure("a", 2), failure("b", 0)]
     placed = failures_by_row(failures, np.array([100, 101, 102]), np.array([0, 1, 2]))
     assert placed == {(2, "a"): failures[0], (0, "b"): failures[1]}
+    drawn_twice = failures_by_row(failures[1:], np.array([100, 101, 100]), np.array([0, 1, 0]))
+    assert drawn_twice == {(0, "b"): failures[1], (2, "b"): failures[1]}
 
     folder = tmp_path / "quarantine"
     path = append_failures(folder, failures, iteration=7)
