@@ -113,7 +113,7 @@ class RunFolder:
     def policy(self) -> Path:
         return self.path / "policy"
 
-    def record(self, config: Section) -> None:
+    def write_start(self, config: Section) -> None:
         """Write config.yaml (resolved) and add this start to environment.json, which keeps one entry per (re)start."""
         self.config_file.write_text(to_yaml(config), encoding="utf-8")
         starts = json.loads(self.environment_file.read_text()) if self.environment_file.exists() else []

@@ -60,12 +60,12 @@ def test_open_needs_a_run(tmp_path: Path) -> None:
         RunFolder.open(tmp_path)
 
 
-def test_record_keeps_the_config_and_every_start(tmp_path: Path) -> None:
+def test_each_start_keeps_the_config_and_every_start(tmp_path: Path) -> None:
     config = SFTConfig.model_validate({"model": {"name": "m"}, "data": {"path": "d"}})
     created = RunFolder.create(RunSection(root=str(tmp_path), name="a"), "sft")
-    created.record(config)
+    created.write_start(config)
     folder = RunFolder.open(created.path)
-    folder.record(config)
+    folder.write_start(config)
     assert load_config(SFTConfig, [folder.config_file]) == config
     starts = json.loads(folder.environment_file.read_text())
     assert len(starts) == 2
