@@ -17,7 +17,7 @@ from rlhf_ray.learner.pairwise import PairwiseObjective
 from rlhf_ray.learner.ppo import PPOIteration, PPOObjective
 from rlhf_ray.learner.rank import Config, LearnerRank
 from rlhf_ray.learner.sft import SFTObjective
-from rlhf_ray.models.load import default_device
+from rlhf_ray.models.load import default_device, resolve_dtype
 from rlhf_ray.models.reward_stats import RewardStats
 from rlhf_ray.weights.audit import LogprobGap
 from rlhf_ray.weights.bucket import Bucket, SentReceipt, stream_weights
@@ -40,6 +40,11 @@ class Learner:
         with socket.socket() as probe:
             probe.bind((host, 0))
             return f"{host}:{probe.getsockname()[1]}"
+
+    def compute_dtype(self) -> str:
+        """The dtype this rank computes in, resolved on its own device."""
+        dtype = "float32" if self._config.run.exact else self._config.learner.dtype
+        return str(resolve_dtype(dtype, default_device())).removeprefix("torch.")
 
     def health(self) -> dict[str, Any]:
         return self._thread.health()

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.actor import ActorHandle
 
-from rlhf_ray.actors.calls import call_all
+from rlhf_ray.actors.calls import call_all, wait_all
 from rlhf_ray.config.common import ResourcesSection
 
 
@@ -22,9 +23,17 @@ class LearnerRanks:
 
     def join(self, total_steps: int) -> dict[str, Any]:
         """Form the group and load the models."""
+        return self.finish_join(self.begin_join(total_steps))
+
+    def begin_join(self, total_steps: int) -> list[ray.ObjectRef]:
+        """Start what `join` does, to be awaited by `finish_join`."""
         deadline_s = self._resources.start_timeout_s
         address = call_all(self.actors[:1], "learner", "starting", "address", deadline_s=deadline_s)[0]
-        return dict(self.call("loading the model", "join", address, total_steps, deadline_s=deadline_s))
+        return [actor.join.remote(address, total_steps) for actor in self.actors]
+
+    def finish_join(self, joining: list[ray.ObjectRef]) -> dict[str, Any]:
+        deadline_s = self._resources.start_timeout_s
+        return dict(wait_all(joining, self.actors, "learner", "loading the model", deadline_s=deadline_s)[0])
 
     def save(self, folder: Path) -> None:
         self.call("saving a checkpoint", "save", str(folder))

@@ -71,8 +71,9 @@ class ActorPool:
         """What to wait for: the last result of every call in flight."""
         return list(self._running)
 
-    def __len__(self) -> int:
-        """Calls not yet finished."""
+    @property
+    def unfinished(self) -> int:
+        """Calls not yet answered."""
         return len(self._running) + len(self._waiting)
 
     def take(self, ref: ray.ObjectRef) -> Done | None:

@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from rlhf_ray.actors.calls import describe_health, result
 from rlhf_ray.actors.pool import ActorPool
 from rlhf_ray.config.rewards import RewardComponent
-from rlhf_ray.errors import DataError, InfrastructureError
+from rlhf_ray.errors import AuditError, DataError, InfrastructureError
 from rlhf_ray.learner.experience import RolloutIndex
 from rlhf_ray.rewards.compose import Composed, compose
 from rlhf_ray.rewards.failure import RewardFailure, failures_by_row
@@ -47,6 +47,15 @@ class Rollouts:
     def column(self, name: str) -> np.ndarray:
         """A small column over all batches, in arrival order."""
         return np.concatenate([batch.meta[name] for batch in self.batches])
+
+    def check_version(self, version: int) -> None:
+        """Every sample comes from the weights last published."""
+        stale = sorted({batch.meta["policy_version"] for batch in self.batches} - {version})
+        if stale:
+            raise AuditError(
+                f"samples of weights version {', '.join(map(str, stale))} came where version {version} was published: "
+                "a generator missed a sync"
+            )
 
     def compose(self, sections: dict[str, RewardComponent]) -> Composed:
         """The total reward of every sample in arrival order, and what is to be dropped."""
@@ -111,7 +120,7 @@ class _Collection:
     def __init__(self, collector: RolloutCollector, with_reference: bool, progress: Progress) -> None:
         self.c, self.progress = collector, progress
         self.reference = collector.reference if with_reference else None
-        self.pools = list(collector.scorers.values()) + ([self.reference] if self.reference else [])
+        self.pools = list(collector.scorers.values()) + ([self.reference] if self.reference is not None else [])
         self.streams: dict[Any, int] = {}  # generator stream -> index of its generator
         self.heard: dict[Any, float] = {}  # generator stream -> when it last yielded
         self.expected: dict[Any, ray.ObjectRef] = {}  # generator stream -> samples whose meta comes next
@@ -136,7 +145,7 @@ class _Collection:
         return [prompts.take(np.flatnonzero(owner == number)) for number in range(count)]
 
     def finish(self) -> Rollouts:
-        while self.streams or any(len(pool) for pool in self.pools):
+        while self.streams or any(pool.unfinished for pool in self.pools):
             waiting = [*self.streams, *(ref for pool in self.pools for ref in pool.pending())]
             ready, _ = ray.wait(waiting, num_returns=1, timeout=TICK_S, fetch_local=False)
             for item in ready:
@@ -171,7 +180,7 @@ class _Collection:
         self.batches.append(batch)
         for name, pool in self.c.scorers.items():
             pool.submit((number, name), batch.samples)
-        if self.reference:
+        if self.reference is not None:
             self.reference.submit((number, None), batch.samples)
         self.progress(len(batch.meta["prompt_id"]))
 

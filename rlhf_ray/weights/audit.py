@@ -5,10 +5,13 @@ shows that the engine computes with them. Each sees what the other cannot: a sta
 the gap's noise, a stale prepacked copy has no digest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from rlhf_ray.config.ppo import SyncSection
+from rlhf_ray.errors import AuditError
 
 #: (mean, max) of |generator - learner| per token, in nats, by the coarser of the two dtypes. float32: 10 to 100 times
 #: what a right sync shows (1e-6 on average, some 1e-5 at most). bfloat16 and float16: 8 and 11 bits of precision,
@@ -121,3 +124,20 @@ def diagnose(
             "configuration (rope, dtype, attention), or sampled tokens that are not those scored."
         )
     return measured + cause
+
+
+def check_gap(section: SyncSection, engine_dtype: str, learner_dtype: str) -> Callable[[LogprobGap, int], None]:
+    """A check of a gap measured on samples of the learner's own version, after receipts that agreed.
+
+    Called with the gap and the version; raises AuditError with the diagnosis when the gap is past the tolerance.
+    """
+    tolerance = tolerances(
+        engine_dtype, learner_dtype, mean=section.audit_mean_tolerance, max=section.audit_max_tolerance
+    )
+
+    def check(gap: LogprobGap, version: int) -> None:
+        if not gap.within(tolerance):
+            cause = diagnose(gap, tolerance, learner_version=version, generator_versions={version}, digests_match=True)
+            raise AuditError(f"The audit of weights version {version} failed. {cause}")
+
+    return check

@@ -1,0 +1,189 @@
+"""The actors of a PPO run: what they need, in which order they start, how they are joined up.
+
+<run>/generator/0..   vLLM engines            <run>/reference/0..   the frozen reference
+<run>/reward/<name>/0..  scorers              <run>/learner/0..     FSDP ranks            <run>/writer/0   Parquet
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from rlhf_ray.actors.calls import call_all, result
+from rlhf_ray.actors.generator import Generator, generator_environment
+from rlhf_ray.actors.placement import ActorNeed
+from rlhf_ray.actors.pool import ActorPool
+from rlhf_ray.actors.reference import Reference
+from rlhf_ray.actors.scorer import FunctionScorer, NeuralScorer
+from rlhf_ray.actors.writer import RolloutWriter
+from rlhf_ray.config import PPOConfig
+from rlhf_ray.config.arithmetic import ppo_arithmetic
+from rlhf_ray.config.rewards import FunctionRewardSection, RewardComponent
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.hub import check_model, load_tokenizer
+from rlhf_ray.rewards.function import bind_function
+from rlhf_ray.trainers.rollouts import RolloutCollector, Rollouts
+from rlhf_ray.trainers.session import Session, learner_needs
+from rlhf_ray.weights.publish import WeightSync
+
+EXACT_CHUNK_PROMPTS = 4  # exact mode scores samples in chunks of so many successive prompts
+#: Reference and scorer calls get a batch each; one that is silent for so many timeouts of its function is lost.
+PATIENCE = 3
+
+
+def check_before_start(config: PPOConfig) -> PreTrainedTokenizerBase:
+    """Everything that can be found wrong without an actor; returns the policy's tokenizer."""
+    ppo_arithmetic(config)
+    check_model(config.model.name, config.model.revision)
+    if config.reference.model:
+        check_model(config.reference.model)
+    if config.critic.init_from:
+        check_model(config.critic.init_from)
+    enabled = {name: section for name, section in config.rewards.items() if section.enabled}
+    if not enabled:
+        raise ConfigError("rewards: no component is enabled, so there is nothing to learn from")
+    for section in enabled.values():
+        if not isinstance(section, FunctionRewardSection):
+            check_model(section.model, section.revision)
+    model = config.model
+    return load_tokenizer(model.tokenizer or model.name, model.revision, model.trust_remote_code)
+
+
+def check_functions(config: PPOConfig, columns: list[str]) -> None:
+    """Import the reward functions and see that the samples' columns satisfy their parameters."""
+    for section in config.rewards.values():
+        if section.enabled and isinstance(section, FunctionRewardSection):
+            bind_function(section.function, section.arguments, columns)
+
+
+def model_context(config: PPOConfig) -> int:
+    """Tokens of prompt and response together that the policy takes."""
+    if config.generation.max_context_tokens:
+        return config.generation.max_context_tokens
+    options = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}
+    context = getattr(AutoConfig.from_pretrained(config.model.name, **options), "max_position_embeddings", None)
+    if context is None:
+        raise ConfigError(f"{config.model.name} does not state its context: set generation.max_context_tokens")
+    return int(context)
+
+
+class PPOActors:
+    """All actors of a run, started together and ready when the constructor returns."""
+
+    def __init__(
+        self, session: Session, config: PPOConfig, columns: list[str], total_steps: int, progress: Callable[..., None]
+    ) -> None:
+        self.session, self.config, self.columns = session, config, columns
+        self.rewards = {name: section for name, section in config.rewards.items() if section.enabled}
+        session.reserve(self._needs())
+        self.writer = session.start("writer", 0, RolloutWriter, str(session.folder.rollouts))
+        self.learner = session.start_learner()
+        engine_dtype = self._engine_dtype()
+        joining = self.learner.begin_join(total_steps)
+        self.generators = [self._generator(index, engine_dtype) for index in range(config.generation.replicas)]
+        self.scorers = {name: self._scorer_pool(name, section) for name, section in self.rewards.items()}
+        self.reference = self._reference_pool(engine_dtype) if config.kl.coef > 0 else None
+        self._wait_until_ready(progress)
+        self.learner.finish_join(joining)
+        self.learner.call("preparing PPO", "start_ppo", engine_dtype)
+        self.sync = WeightSync(
+            self.learner.actors, self.generators, config.sync, engine_dtype, config.resources.call_timeout_s
+        )
+        self.collector = RolloutCollector(
+            self.generators,
+            self.scorers,
+            self.reference,
+            config.ppo.samples_per_prompt,
+            EXACT_CHUNK_PROMPTS if config.run.exact else None,
+            config.resources.call_timeout_s,
+        )
+        self._writing: list[ray.ObjectRef] = []
+
+    def _needs(self) -> list[ActorNeed]:
+        config = self.config
+        needs = [ActorNeed("writer", 0), *learner_needs(config)]
+        engine_gpus = config.generation.tensor_parallel_size
+        needs += [ActorNeed("generator", index, gpus=engine_gpus) for index in range(config.generation.replicas)]
+        if config.kl.coef > 0:
+            needs += [ActorNeed("reference", index, gpus=1) for index in range(config.reference.replicas)]
+        for name, section in self.rewards.items():
+            gpus = 0 if isinstance(section, FunctionRewardSection) else 1
+            needs += [ActorNeed(f"reward/{name}", index, gpus=gpus) for index in range(section.replicas)]
+        return needs
+
+    # -- one kind each -----------------------------------------------------------------------------------------------
+
+    def _generator(self, index: int, dtype: str) -> ActorHandle:
+        config, model = self.config, self.config.model
+        environment = generator_environment(config.generation, self.session.starter.threads, config.tracking.verbose)
+        arguments = (model.name, config.generation, config.sync, dtype, config.run.seed)
+        options = (model.trust_remote_code, model.revision, model.tokenizer)
+        return self.session.start("generator", index, Generator, *arguments, *options, environment=environment)
+
+    def _scorer_pool(self, name: str, section: RewardComponent) -> ActorPool:
+        kind, dtype = f"reward/{name}", "float32" if self.config.run.exact else None
+
+        def start(index: int) -> ActorHandle:
+            if isinstance(section, FunctionRewardSection):
+                return self.session.start(kind, index, FunctionScorer, name, section, self.columns)
+            chosen = section if dtype is None else section.model_copy(update={"dtype": dtype})
+            return self.session.start(kind, index, NeuralScorer, name, chosen, self.session.starter.threads)
+
+        deadline_s = max(self.config.resources.call_timeout_s, PATIENCE * section.timeout_s)
+        return ActorPool(kind, start, section.replicas, "score", deadline_s=deadline_s)
+
+    def _reference_pool(self, engine_dtype: str) -> ActorPool:
+        config = self.config
+        section, dtype = config.reference, config.reference.dtype
+        name = section.model or config.model.name
+        model = config.model.model_copy(update={"name": name, "lora": None})
+        dtype = engine_dtype if dtype == "auto" or config.run.exact else dtype
+        arguments = (model, dtype, section.tokens_per_batch, config.generation.temperature)
+
+        def start(index: int) -> ActorHandle:
+            return self.session.start("reference", index, Reference, *arguments)
+
+        deadline_s = config.resources.call_timeout_s
+        return ActorPool("reference", start, section.replicas, "logprobs", returns=2, deadline_s=deadline_s)
+
+    # -- start-up ----------------------------------------------------------------------------------------------------
+
+    def _engine_dtype(self) -> str:
+        """The engines compute as the learner does, unless told otherwise."""
+        if self.config.run.exact:
+            return "float32"
+        dtype = self.config.generation.dtype
+        return self.learner.call("starting", "compute_dtype") if dtype == "auto" else dtype
+
+    def _wait_until_ready(self, progress: Callable[..., None]) -> None:
+        deadline_s = self.config.resources.start_timeout_s
+        pools = [*self.scorers.values(), *([self.reference] if self.reference is not None else [])]
+        for kind, actors in [("generator", self.generators), *((pool.name, pool.actors) for pool in pools)]:
+            progress(1, note=f"waiting for {kind}")
+            call_all(actors, kind, "loading", "ready", deadline_s=deadline_s)
+
+    # -- rollouts on disk --------------------------------------------------------------------------------------------
+
+    def write_rollouts(self, stem: str, rollouts: Rollouts, total: np.ndarray) -> None:
+        """Have an iteration written to Parquet meanwhile; waits only if the one before is not done."""
+        self.finish_writing()
+        columns, start = [], 0
+        for batch in rollouts.batches:
+            size = len(batch.meta["prompt_id"])
+            scores = {f"reward/{name}": values for name, values in batch.scores.items()}
+            columns.append(scores | {"reward": total[start : start + size]})
+            start += size
+        references = [batch.reference for batch in rollouts.batches] if self.reference is not None else None
+        samples = [batch.samples for batch in rollouts.batches]
+        self._writing = [self.writer.write.remote(stem, samples, references, columns)]
+
+    def finish_writing(self) -> None:
+        """Wait for the rollouts that are being written."""
+        for ref in self._writing:
+            ready, _ = ray.wait([ref], timeout=self.config.resources.call_timeout_s)
+            if ready:
+                result(ref, "writer/0")
+        self._writing = []

@@ -1,0 +1,156 @@
+"""The loop that SFT and reward modelling share: ordered rows in, optimiser steps, evaluation, checkpoints, an export.
+
+for step in range(total):
+    rows = draw(...)              # a function of (seed, epoch)
+    metrics = learner.step(rows)
+    track, evaluate, checkpoint
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_ray.actors.learner_group import LearnerRanks
+from rlhf_ray.config import RewardModelConfig, SFTConfig
+from rlhf_ray.data.order import draw
+from rlhf_ray.data.report import Loaded
+from rlhf_ray.hub import check_model, load_tokenizer
+from rlhf_ray.tracking.console import Console
+from rlhf_ray.trainers.callbacks import Callback, Callbacks
+from rlhf_ray.trainers.session import Session, learner_needs, put
+
+
+@dataclass
+class StageResult:
+    """What a stage left behind."""
+
+    model: Path
+    folder: Path
+    steps: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    before: dict[str, float] = field(default_factory=dict)  # evaluation of the start
+    after: dict[str, float] = field(default_factory=dict)  # evaluation of the end
+
+
+class SupervisedTrainer(ABC):
+    """A stage of optimiser steps over a fixed table; subclasses say which data, which objective, what to show."""
+
+    stage: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        resume: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+        console: Console | None = None,
+    ) -> None:
+        self.config: SFTConfig | RewardModelConfig = config
+        self.resume, self.callbacks, self.console = resume, Callbacks(callbacks), console or Console()
+
+    # -- what a stage is ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def load(self, tokenizer: PreTrainedTokenizerBase, path: str | None = None) -> Loaded:
+        """The training table, or the one at `path`."""
+
+    @abstractmethod
+    def rows_per_step(self) -> int: ...
+
+    @abstractmethod
+    def epochs(self) -> int: ...
+
+    @abstractmethod
+    def eval_every(self) -> int: ...
+
+    @abstractmethod
+    def start_objective(self, learner: LearnerRanks, table: Any, eval_table: Any) -> None: ...
+
+    @abstractmethod
+    def show(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The metrics worth a place on the console, by short name."""
+
+    def export(self, learner: LearnerRanks, folder: Path) -> None:
+        learner.export(folder)
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def train(self) -> StageResult:
+        """Run the stage to its end (or to Ctrl-C), and export the model."""
+        config, console = self.config, self.console
+        check_model(config.model.name, config.model.revision)
+        tokenizer = load_tokenizer(
+            config.model.tokenizer or config.model.name, config.model.revision, config.model.trust_remote_code
+        )
+        loaded = self.load(tokenizer)
+        held_out = self.load(tokenizer, config.data.eval_path) if config.data.eval_path else None
+        rows, per_step = loaded.table.num_rows, min(self.rows_per_step(), loaded.table.num_rows)
+        total = self.epochs() * rows // per_step
+        with Session(config, self.stage, self.resume, console) as session:
+            console.stage(self.title, config.model.name)
+            console.facts(session.describe() | self._facts(loaded, held_out, per_step, total))
+            session.reserve(learner_needs(config))
+            with console.progress("starting the learner"):
+                learner = session.start_learner()
+                learner.join(total)
+                self.start_objective(learner, put(loaded.table), put(held_out.table) if held_out else None)
+            return self._loop(session, learner, rows, per_step, total, evaluate=held_out is not None)
+
+    def _facts(self, loaded: Loaded, held_out: Loaded | None, per_step: int, total: int) -> dict[str, object]:
+        facts = {"data": loaded.report.describe()}
+        if held_out:
+            facts["held out"] = held_out.report.describe()
+        return facts | {"steps": f"{total} of {per_step} rows ({self.epochs()} epochs)"}
+
+    def _loop(
+        self, session: Session, learner: LearnerRanks, rows: int, per_step: int, total: int, evaluate: bool
+    ) -> StageResult:
+        config, console = self.config, self.console
+        first, result = 0, StageResult(session.folder.policy, session.folder.path, total)
+        if session.resumed:
+            learner.load(session.resumed.learner)
+            first, result.before = session.resumed.step, session.resumed.state["before"]
+        elif evaluate:
+            result.before = self._evaluate(session, learner, 0)
+        self.callbacks.on_train_start(self)
+        shown = time.monotonic()
+        with console.progress(self.stage, total) as advance:
+            advance(first)
+            for step in range(first, total):
+                started = time.monotonic()
+                metrics = learner.call(
+                    f"step {step}", "step", draw(rows, per_step, step, config.run.seed, config.data.shuffle)
+                )
+                metrics["seconds/total"] = time.monotonic() - started
+                result.history.append(metrics)
+                session.trackers.log(step + 1, metrics)
+                self.callbacks.on_iteration_end(step + 1, metrics)
+                advance(1)
+                last = step + 1 == total or session.stop.requested
+                if last or time.monotonic() - shown > 10:
+                    shown = time.monotonic()
+                    console.step(step + 1, total, self.show(metrics))
+                if evaluate and (last or (self.eval_every() and (step + 1) % self.eval_every() == 0)):
+                    result.after = self._evaluate(session, learner, step + 1)
+                if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
+                    path = session.checkpoints.write(step + 1, {"before": result.before}, learner.save)
+                    self.callbacks.on_checkpoint(path)
+                if session.stop.requested:
+                    result.steps = step + 1
+                    break
+        with console.progress("exporting the model"):
+            self.export(learner, session.folder.policy)
+        self.callbacks.on_train_end(result)
+        return result
+
+    def _evaluate(self, session: Session, learner: LearnerRanks, step: int) -> dict[str, float]:
+        metrics: dict[str, float] = learner.call("evaluating", "evaluate")
+        session.trackers.log(step, metrics)
+        self.console.step(step, None, {name.replace("eval/", "held-out "): value for name, value in metrics.items()})
+        return metrics
