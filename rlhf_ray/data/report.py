@@ -1,0 +1,36 @@
+"""What loading did to the rows: nothing is dropped or cut without being counted."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Counts of one loading. Lengths are in tokens."""
+
+    rows_read: int
+    kept: int
+    dropped_too_long: int
+    truncated: int
+    longest_tokens: int
+    token_limit: int
+
+    def describe(self) -> str:
+        """One line for the console, e.g. `1,200 rows, longest 211 of at most 256 tokens; 3 dropped as too long`."""
+        line = f"{self.kept:,} rows, longest {self.longest_tokens:,} of at most {self.token_limit:,} tokens"
+        if self.dropped_too_long:
+            line += f"; {self.dropped_too_long:,} dropped as too long"
+        if self.truncated:
+            line += f"; {self.truncated:,} truncated"
+        if self.rows_read != self.kept + self.dropped_too_long:
+            line += f"; {self.rows_read - self.kept - self.dropped_too_long:,} left out by max_samples"
+        return line
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A table in one of the layouts of `rlhf_ray.schema`, and how it came about."""
+
+    table: pa.Table
+    report: DataReport
