@@ -11,29 +11,28 @@ from itertools import pairwise
 LINE_CHARS = 72
 
 _VERBS = """
-""" "The #: (PEP 72 8). = IMPERATIVE_VERBS LINE_CHARS Verbs abort accept acquire activate add adjust advance allocate
-allow append apply arrange ask assert assign associate attach attempt authenticate be begin bind block break build
-cache calculate call cancel capture change characters" check choose clean clear clone close collapse collect combine
-compare compile compress compute concatenate configure confirm connect construct consume convert copy count create
-customize deactivate debug decide declare decode decompress decorate decrease decrement define delegate delete deliver
-destroy detach detect determine disable disassemble discard disconnect dispatch display divide do docstring download
-draw drop dump duplicate emit empty emulate enable encapsulate encode encrypt end ensure enter enumerate escape
-establish evaluate examine exchange execute exit expand export expose extend extract fail feed fetch fill filter
-finalize find finish fix flash flatten flush fold force fork format forward free freeze frozenset( generate get give
-grab group guess handle hash hide identify ignore imperative. implement import in increase increment indent indicate
-initialize insert inspect install instantiate instruct interpret interrupt invert invoke issue iterate join keep kill
-launch length let limit limited line link list listen load locate lock log look lookup lower make manage map mark
-match measure merge mock modify monitor move multiply normalize notify obtain offer open output override pack parse
-pass patch pause perform place play poll pop populate post prepare prepend prevent print process produce prompt
-provide publish push put query queue quit quote raise re read rebind rebuild receive recompute record redirect redo
+abort accept acquire activate add adjust advance allocate allow append apply arrange ask assert assign associate
+attach attempt authenticate begin bind block break build cache calculate call cancel capture change check choose clean
+clear clone close collapse collect combine compare compile compress compute concatenate configure confirm connect
+construct consume convert copy count create customize deactivate debug decide declare decode decompress decorate
+decrease decrement define delegate delete deliver destroy detach detect determine disable disassemble discard
+disconnect dispatch display divide do download draw drop dump duplicate emit empty emulate enable encapsulate encode
+encrypt end ensure enter enumerate escape establish evaluate examine exchange execute exit expand export expose
+extend extract fail feed fetch fill filter finalize find finish fix flash flatten flush fold force fork format forward
+free freeze generate get give grab group guess handle hash hide identify ignore implement import increase
+increment indent indicate initialize insert inspect install instantiate instruct interpret interrupt invert invoke
+issue iterate join keep kill launch let limit link list listen load locate lock log look lookup lower make manage map
+mark match measure merge mock modify monitor move multiply normalize notify obtain offer open output override pack
+parse pass patch pause perform place play poll pop populate post prepare prepend prevent print process produce prompt
+provide publish push put query queue quit quote raise read rebind rebuild receive recompute record redirect redo
 reduce refresh register reject release reload remember remove rename render reopen repeat replace report represent
 request require resend reserve reset resize resolve restore resume retrieve retry return reverse rewind rotate round
-run sample save scan schedule scroll search seek select send separate serialize serve set setup shift should show
-shuffle shut shutdown signal simulate skip sleep slice sort spawn specify split square standard-library start stop
-store stream strip subclass subscribe substitute subtract summaries suspend swap switch synchronize take terminate
-test that the to toggle tokenize trace track transfer transform translate traverse treat trigger trim truncate try
-turn unbind undo unescape uninstall unlink unload unlock unmap unpack unquote unregister unset unwrap update upgrade
-upload use validate verify visit wait wake walk warn watch with, wrap write yield
+run sample save scan schedule scroll search seek select send separate serialize serve set setup shift show shuffle
+shut shutdown signal simulate skip sleep slice sort spawn specify split square start stop store stream strip subclass
+subscribe substitute subtract suspend swap switch synchronize take terminate test toggle tokenize trace track transfer
+transform translate traverse treat trigger trim truncate try turn unbind undo unescape uninstall unlink unload unlock
+unmap unpack unquote unregister unset unwrap update upgrade upload use validate verify visit wait wake walk warn watch
+wrap write yield
 """
 #: Verbs that standard-library summaries begin with, in the imperative.
 IMPERATIVE_VERBS = frozenset(_VERBS.split())
@@ -70,8 +69,8 @@ def fits_line(prompt: str, response: str) -> float:
 def mentions_name(prompt: str, response: str) -> float:
     """Share of the words in the function's name that the response uses.
 
-    `set_allowed_domains` has three words. One counts as used when a word of the response begins with it, as "Initialize"
-    does with "init". Words of one or two letters are ignored; a name without a longer one is mentioned by any answer.
+    `set_allowed_domains` has three words. A word counts as used when one in the response begins with it, as
+    "Initialize" does with "init". Words of one or two letters are ignored; any answer mentions a name without others.
     """
     said = [word.lower() for word in _WORD.findall(response)]
     if not said:
