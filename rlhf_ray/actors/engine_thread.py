@@ -66,7 +66,7 @@ class EngineThread:
             ) from None
 
     def submit(self, requests: Sequence[tuple[Any, Any]], admit: Callable[[], Any]) -> Stream:
-        """Queue (prompt, sampling parameters) pairs; `admit` runs first on the engine's thread and may refuse (raise)."""
+        """Queue (prompt, sampling parameters) pairs; `admit` runs first, on the engine's thread, and may raise."""
         stream, batch = Stream(len(requests)), next(self._batches)
 
         def add(engine: Any) -> None:

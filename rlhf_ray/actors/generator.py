@@ -21,11 +21,18 @@ from rlhf_ray.actors.engine_thread import EngineThread
 from rlhf_ray.actors.sample_table import Sample, sample_meta, sample_table
 from rlhf_ray.config.ppo import GenerationSection, SyncSection
 from rlhf_ray.errors import ConfigError, DataError, InfrastructureError
-from rlhf_ray.weights.bucket import Bucket
+from rlhf_ray.weights.bucket import Bucket, SentReceipt
 from rlhf_ray.weights.receiver import WeightReceiver
 
 #: what `generate(sampling=...)` may override, by the names of the configuration
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens", "stop")
+#: glibc hands freed blocks back to the kernel, and every sync would fault its pages in anew: that costs more than the
+#: copies.
+_KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
+}
 Output = tuple[int, Any]  # (position in the request list, vLLM's RequestOutput)
 
 
@@ -43,6 +50,7 @@ def generator_environment(section: GenerationSection, threads: int, verbose: boo
         "OMP_WAIT_POLICY": "passive",
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
+        **_KEEP_FREED_MEMORY,
     }
 
 
@@ -193,9 +201,7 @@ class Generator:
     def _samples(self, batch: list[Output], samples_per_prompt: int, decode: bool) -> list[Sample]:
         completions = [output.outputs[0] for _, output in batch]
         if lost := {completion.finish_reason for completion in completions} - {"stop", "length"}:
-            raise InfrastructureError(
-                f"The engine gave up requests ({', '.join(map(str, lost))}): generate them again."
-            )
+            raise InfrastructureError(f"The engine gave up requests ({', '.join(map(str, lost))}).")
         texts = [completion.text for completion in completions]
         if decode:
             texts = self._tokenizer.batch_decode(
@@ -223,14 +229,16 @@ class Generator:
 
         self._engine.call(begin)
 
-    def load_bucket(self, bucket: Bucket) -> int:
-        """Load one bucket, in any order; returns its index.
+    def load_bucket(self, item: Bucket | SentReceipt) -> None:
+        """Load one bucket, in any order, or note the receipt that ends the learner's stream.
 
         Raises:
             AuditError: it does not belong to the weights that `begin_update` announced, or came before.
         """
-        self.load_update({"bucket": bucket})
-        return bucket.index
+        if isinstance(item, SentReceipt):
+            self._engine.call(lambda engine: self._weights.note_sent(item))
+        else:
+            self.load_update({"bucket": item})
 
     def load_update(self, update_info: dict[str, Any]) -> None:
         """Load what an update info of the transport describes (NCCL, CUDA IPC)."""

@@ -49,6 +49,7 @@ def sample_meta(table: pa.Table, samples: Sequence[Sample], policy_version: int,
         "prompt_length": np.array([len(tokens) for tokens in table["prompt_tokens"]], np.int32),
         "response_length": np.array([len(sample.tokens) for sample in samples], np.int32),
         "finish_reason": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        "truncated": np.array([reason == "length" for reason in reasons], bool),
         "policy_version": policy_version,
         "seconds": seconds,
     }

@@ -53,7 +53,7 @@ def tolerances(
 
 @dataclass(frozen=True)
 class LogprobGap:
-    """|generator - learner| log-prob over `tokens` response tokens, in nats; `bias` is the mean of generator - learner."""
+    """|generator - learner| log-prob over `tokens` tokens, in nats; `bias` is the mean of generator - learner."""
 
     mean: float
     max: float
@@ -97,8 +97,8 @@ def diagnose(
         previous: the gap between the generator's log-probs and those of the learner's weights one version before.
     """
     measured = (
-        f"The generator's log-probs differ from the learner's by {gap.mean:.2g} nats on average and {gap.max:.2g} at most over "
-        f"{gap.tokens} tokens (allowed: {tolerance.mean:.2g} and {tolerance.max:.2g}). "
+        f"The generator's log-probs differ from the learner's by {gap.mean:.2g} nats on average and "
+        f"{gap.max:.2g} at most over {gap.tokens} tokens (allowed: {tolerance.mean:.2g} and {tolerance.max:.2g}). "
     )
     stale = sorted(generator_versions - {learner_version})
     if stale:
@@ -115,13 +115,13 @@ def diagnose(
         cause = "Not finite: a log-prob is NaN or infinite. Check the weights for NaN and the learning rate."
     elif gap.mean <= tolerance.mean or (gap.mean <= 10 * tolerance.mean and abs(gap.bias) <= gap.mean / 4):
         cause = (
-            "Numeric noise, more than expected of the dtypes: the differences have no direction. Use float32 on both sides, "
-            "or set sync.audit_mean_tolerance and sync.audit_max_tolerance."
+            "Numeric noise, more than expected of the dtypes: the differences have no direction. Use float32 on both "
+            "sides, or set sync.audit_mean_tolerance and sync.audit_max_tolerance."
         )
     else:
         cause = (
-            "The engine received the right bytes and computes something else: a stale prepacked copy, a different model "
-            "configuration (rope, dtype, attention), or sampled tokens that are not those scored."
+            "The engine received the right bytes and computes something else: a stale prepacked copy, a different "
+            "model configuration (rope, dtype, attention), or sampled tokens that are not those scored."
         )
     return measured + cause
 

@@ -102,8 +102,8 @@ def unpack(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
         expected = int(np.prod(record.shape)) * dtype.itemsize
         if array.nbytes != expected:
             raise DataError(
-                f"Bucket {bucket.index} of weights version {bucket.version} is torn: {record.name!r} has {array.nbytes} "
-                f"bytes instead of {expected}. Publish the weights again."
+                f"Bucket {bucket.index} of weights version {bucket.version} is torn: {record.name!r} has "
+                f"{array.nbytes} bytes instead of {expected}. Publish the weights again."
             )
         yield record.name, torch.from_numpy(array).view(dtype).view(record.shape)
 

@@ -18,4 +18,4 @@ def tensor_bytes(tensor: torch.Tensor) -> np.ndarray:
 
 def digest(data: np.ndarray) -> str:
     """XXH3-128 of a contiguous array's bytes, as 32 hexadecimal digits."""
-    return xxhash.xxh3_128_hexdigest(memoryview(data))
+    return xxhash.xxh3_128_hexdigest(data.data)

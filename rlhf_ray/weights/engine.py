@@ -5,8 +5,9 @@ and goes through vLLM's layerwise reload, which CPU workers need (they prepack l
 What an update amounted to is asked for through the worker method `weight_receipt` (`ReceiptExtension`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Proven:
 
     model: Any
     proof: LoadProof
-    fault: dict[str, str] = {}
+    fault: Mapping[str, str] = MappingProxyType({})
 
     def start_weight_update(self) -> None:
         self.proof = LoadProof(self.model)
@@ -56,7 +57,7 @@ class _Watched:
 
     model: Any
     proof: LoadProof
-    fault: dict[str, str]
+    fault: Mapping[str, str]
 
     def load_weights(self, weights: NamedTensors) -> Any:
         received = _without(self.fault.get("skip_tensor"), weights)
@@ -93,6 +94,7 @@ class ObjectStoreTransport(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpda
 
     init_info_cls = ObjectStoreInit
     update_info_cls = ObjectStoreUpdate
+    fault: Mapping[str, str]
 
     def init_transfer_engine(self, init_info: ObjectStoreInit) -> None:
         self.fault = init_info.fault

@@ -27,7 +27,7 @@ from rlhf_ray.weights.digest import digest, tensor_bytes
 
 @dataclass
 class LoadProof:
-    """Observes one update of `model`. Construct it before the update, `watch` what is loaded, `close` it around finalizing.
+    """Observes one update of `model`: construct it before, `watch` what is loaded, `close` it around finalizing.
 
     `faults` says in words what was wrong; empty means that the engine holds exactly what it consumed.
     """
@@ -104,7 +104,7 @@ def _tied_layers(model: torch.nn.Module) -> dict[str, str]:
 
 
 def _packs(model: torch.nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """(layer, its matrix product over prepacked weights), on CPU; plain `linear` reads the live weight and is left out."""
+    """(layer, its product with prepacked weights), on CPU. Plain `linear` reads the live weight, so it is left out."""
     for name, layer in model.named_modules():
         pack = getattr(layer, "cpu_linear", None)
         if pack is not None and pack is not torch.nn.functional.linear:
@@ -113,7 +113,8 @@ def _packs(model: torch.nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 def _repack(layer: torch.nn.Module) -> None:
     """Rebuild what a layer derives from its weight, now that the owner of the weight has loaded it."""
-    layer.quant_method.process_weights_after_loading(layer)
+    quant_method: Any = layer.quant_method
+    quant_method.process_weights_after_loading(layer)
 
 
 def _altered(model: torch.nn.Module, consumed: dict[str, Consumed]) -> list[str]:

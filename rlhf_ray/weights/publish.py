@@ -1,4 +1,4 @@
-"""One weight sync: the learner streams buckets, every generator loads and acknowledges them, and the receipts are compared.
+"""One weight sync: the learner streams buckets, every generator loads and acknowledges them, the receipts are compared.
 
 The driver only passes references on. A bucket's reference is dropped when all generators acknowledged it, so that the
 object store reuses its pages: memory touched for the first time is many times slower than memory in use.
@@ -79,17 +79,15 @@ class WeightSync:
         return streaming.remote(version, attempt, self._dtype, self._bucket_bytes)
 
     def _forward(self, stream: Any) -> SentReceipt:
-        """Pass each bucket on to all generators; the last item of the stream is the learner's receipt."""
+        """Pass what the learner streams on to all generators; the last item is its receipt."""
         under_way: deque[list[ray.ObjectRef]] = deque()
-        for bucket, is_last in _with_last(self._references(stream)):
-            if is_last:
-                break
-            under_way.append([generator.load_bucket.remote(bucket) for generator in self.generators])
-            if len(under_way) == IN_FLIGHT:
+        for item in self._references(stream):
+            under_way.append([generator.load_bucket.remote(item) for generator in self.generators])
+            if len(under_way) > IN_FLIGHT:
                 self._get(under_way.popleft(), "to load a bucket")
         for acknowledgements in under_way:
             self._get(acknowledgements, "to load a bucket")
-        return self._get(bucket, "to send its receipt")
+        return self._get(item, "to send its receipt")
 
     def _references(self, stream: Any) -> Iterator[ray.ObjectRef]:
         while True:
@@ -115,17 +113,16 @@ class WeightSync:
         try:
             return ray.get(refs, timeout=self._timeout_s)
         except GetTimeoutError:
-            raise InfrastructureError(
-                f"A weight sync waited more than {self._timeout_s:g} s for an actor {purpose}."
-            ) from None
+            text = f"A weight sync waited more than {self._timeout_s:g} s for an actor {purpose}."
+            raise InfrastructureError(text) from None
         except RayActorError as exc:
             raise InfrastructureError(f"A weight sync lost an actor while it waited for it {purpose}: {exc}") from exc
 
 
-def _with_last(references: Iterator[ray.ObjectRef]) -> Iterator[tuple[ray.ObjectRef, bool]]:
-    """(reference, is it the last?), one behind the stream."""
-    previous = next(references)
-    for reference in references:
-        yield previous, False
-        previous = reference
-    yield previous, True
+def choose_transport(transport: str, *, cuda: bool, shared_gpus: bool) -> str:
+    """`sync.transport` with "auto" resolved: the object store on CPU, IPC where both sides share GPUs, else NCCL."""
+    if transport != "auto":
+        return transport
+    if not cuda:
+        return "object_store"
+    return "ipc" if shared_gpus else "nccl"

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_ray.errors import AuditError, InfrastructureError
-from rlhf_ray.weights.bucket import Bucket
+from rlhf_ray.weights.audit import compare_receipts
+from rlhf_ray.weights.bucket import Bucket, SentReceipt
 
 
 @dataclass
@@ -20,6 +21,7 @@ class _Update:
     attempt: int
     buckets: set[int] = field(default_factory=set)
     active: bool = True
+    sent: SentReceipt | None = None
 
 
 class WeightReceiver:
@@ -37,8 +39,8 @@ class WeightReceiver:
         """
         if self._update is not None:
             raise InfrastructureError(
-                f"The generator is between weights version {self.version} and {self._update.version}: finish that update, "
-                "or publish again, before generating."
+                f"The generator is between weights version {self.version} and {self._update.version}: finish that "
+                "update, or publish again, before generating."
             )
         return self.version
 
@@ -72,12 +74,18 @@ class WeightReceiver:
         engine.collective_rpc("update_weights", args=(update_info,))
         update.active = True
 
+    def note_sent(self, sent: SentReceipt) -> None:
+        """Keep the sender's receipt: an update that does not agree with it does not count as loaded."""
+        self._active_update().sent = sent
+
     def finish(self, engine: Any) -> dict[str, Any]:
-        """End the update: {"version", "attempt", "digests": {name: digest}, "faults": [text]}; see `proof.LoadProof`."""
+        """End the update: {"version", "attempt", "digests": {name: digest}, "faults": [text]}."""
         update = self._active_update()
         update.active = False
         engine.collective_rpc("finish_weight_update")
         receipt = _merge(engine.collective_rpc("weight_receipt"))
+        if update.sent is not None:
+            receipt["faults"] += compare_receipts(update.sent.digests, receipt["digests"])
         if not engine.reset_prefix_cache():
             receipt["faults"].append("the prefix cache still holds keys and values of the old weights")
         if not receipt["faults"]:
