@@ -4,7 +4,6 @@ The hub client retries an unreachable hub for some 23 seconds per file. So the h
 before any library is let loose on it; when it is out of reach, what the local cache holds is used instead.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,7 +125,9 @@ def explain_hub_error(name: str, exc: BaseException, repo_type: RepoType = "mode
 
 def unreachable(name: str, repo_type: RepoType = "model") -> ConfigError:
     """The error for a hub name that can be neither fetched nor found in the local cache."""
-    offline = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the hub cannot be reached from here"
+    from huggingface_hub import constants
+
+    offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached from here"
     return ConfigError(
         f"The {repo_type} '{name}' is no local folder or file, is not in the local cache, and {offline}. "
         "Give a local path, or download it first where there is a network (hf download)."

@@ -1,0 +1,32 @@
+"""Data order is a pure function of (seed, epoch) and of (seed, step)."""
+
+import numpy as np
+import pytest
+
+from rlhf_ray.data.order import draw, epoch_order
+
+pytestmark = pytest.mark.unit
+
+
+def test_an_epoch_visits_every_row_once_and_repeats_exactly():
+    order = epoch_order(100, seed=3, epoch=5)
+    assert sorted(order) == list(range(100))
+    assert np.array_equal(order, epoch_order(100, seed=3, epoch=5))
+
+
+def test_seeds_and_epochs_differ_and_do_not_alias():
+    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
+def test_without_shuffling_the_source_order_stays():
+    assert epoch_order(4, seed=1, epoch=2, shuffle=False).tolist() == [0, 1, 2, 3]
+    assert draw(4, per_step=3, step=1, seed=0, shuffle=False).tolist() == [3, 0, 1]
+
+
+@pytest.mark.parametrize(("rows", "per_step"), [(10, 4), (10, 5), (7, 7), (3, 8), (1, 2)])
+def test_steps_are_slices_of_the_epochs_laid_end_to_end(rows, per_step):
+    steps = 9
+    epochs = np.concatenate([epoch_order(rows, 1, epoch) for epoch in range(steps * per_step // rows + 1)])
+    drawn = np.concatenate([draw(rows, per_step, step, seed=1) for step in range(steps)])
+    assert np.array_equal(drawn, epochs[: steps * per_step])
