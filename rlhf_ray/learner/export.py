@@ -26,9 +26,10 @@ def save_model(
     Gathering shards is a collective call: every rank calls this, rank 0 writes.
     """
     trainable.reshard()
-    weights = {name: tensor.cpu().contiguous() for name, tensor in merged_tensors(model)}
+    first = trainable.group.rank == 0
+    weights = {name: tensor.cpu().contiguous() for name, tensor in merged_tensors(model) if first}
     adapter = adapter_tensors(model) if lora is not None else {}
-    if trainable.group.rank:
+    if not first:
         return
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)

@@ -34,22 +34,31 @@ class LearnerGroup:
 
 
 class Sums:
-    """Sums and maxima gathered over micro-batches on one rank, then over the ranks in one call."""
+    """Sums and maxima gathered over micro-batches on one rank, then over the ranks in one call.
+
+    Values stay on their device until `over`: reading each at once would make a GPU wait for it.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._maxima: dict[str, float] = {}
+        self._sums: dict[str, list[torch.Tensor]] = {}
+        self._maxima: dict[str, list[torch.Tensor]] = {}
 
-    def add(self, **values: torch.Tensor | float) -> None:
+    def add(self, **values: torch.Tensor) -> None:
+        """Add 0-d tensors to the sums of their names."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._sums.setdefault(name, []).append(value.detach())
 
-    def largest(self, **values: torch.Tensor | float) -> None:
+    def largest(self, **values: torch.Tensor) -> None:
+        """Take 0-d tensors into the maxima of their names."""
         for name, value in values.items():
-            self._maxima[name] = max(self._maxima.get(name, float("-inf")), float(value))
+            self._maxima.setdefault(name, []).append(value.detach())
 
     def over(self, group: LearnerGroup) -> dict[str, float]:
         """The global sums and maxima; all ranks must have added the same names."""
-        sums = group.reduce({name: self._sums[name] for name in sorted(self._sums)})
-        maxima = group.reduce({name: self._maxima[name] for name in sorted(self._maxima)}, maximum=True)
-        return sums | maxima
+        sums = {name: torch.stack(self._sums[name]).double().sum() for name in sorted(self._sums)}
+        maxima = {name: torch.stack(self._maxima[name]).double().amax() for name in sorted(self._maxima)}
+        return group.reduce(_read(sums)) | group.reduce(_read(maxima), maximum=True)
+
+
+def _read(values: dict[str, torch.Tensor]) -> dict[str, float]:
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)) if values else {}

@@ -1,8 +1,8 @@
 """Which sample goes into which optimiser step, rank and micro-batch: a pure function of lengths and seed.
 
-Every rank computes the whole plan from the samples' lengths, so no rank has to be told, and all ranks run the same number of
-micro-batches (a sharded forward pass is a collective call). The minibatches do not depend on the number of ranks, and losses are
-divided by their global token counts, so neither do the gradients.
+Every rank computes the whole plan from the samples' lengths, so no rank has to be told, and all ranks run the same
+number of micro-batches (a sharded forward pass is a collective call). The minibatches do not depend on the number of
+ranks, and losses are divided by their global token counts, so neither do the gradients.
 """
 
 from collections.abc import Sequence

@@ -1,16 +1,19 @@
 """The PPO objective on one learner rank (Schulman et al. 2017), over micro-batches of one iteration's samples.
 
 Passes that would compute the same numbers twice are not made:
-- While the policy has not moved since it sampled, the generator's log-probs are the old ones (fast mode; the audit below vouches
-  for them). Otherwise one pass without gradients takes them from the learner.
-- With a single minibatch, the first pass of a separate critic's update yields the old values too: GAE needs only its own
-  sequence's values, so advantages follow from the update's own forward pass.
+- While the policy has not moved since it sampled, the generator's log-probs are the old ones (fast mode; the audit
+  below vouches for them). Otherwise one pass without gradients takes them from the learner.
+- With a single minibatch, the first pass of a separate critic's update yields the old values too: GAE needs only its
+  own sequence's values, so advantages follow from the update's own forward pass.
+- With a value head, the same holds where the whole minibatch is one micro-batch on every rank: whitening needs them
+  all.
 
 The audit rides on the first pass over each sample at the weights that generated it, before the first optimiser step.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,14 +22,18 @@ from torch import Tensor
 from rlhf_ray.algorithms.advantages import gae, token_rewards, whiten
 from rlhf_ray.algorithms.kl import kl_estimate
 from rlhf_ray.algorithms.losses import policy_loss, value_loss
-from rlhf_ray.algorithms.masked import Moments, masked_sum
+from rlhf_ray.algorithms.masked import Moments
 from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.experience import Fetch, Micro, RolloutIndex, load_micros
 from rlhf_ray.learner.group import LearnerGroup, Sums
 from rlhf_ray.learner.plan import epoch_order, microbatches, minibatches
 from rlhf_ray.learner.trainable import StepStats, Trainable
 from rlhf_ray.models.networks import PolicyOutput
 from rlhf_ray.weights.audit import LogprobGap
+
+#: Means per response, measured on the old log-probs.
+KL_METRICS: dict[str, Literal["k1", "k3"]] = {"kl/mean": "k1", "kl/k3": "k3"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class PPOObjective:
         critic: Trainable | None,
         config: PPOConfig,
         group: LearnerGroup,
-        check_gap: Callable[[LogprobGap], None],
+        check_gap: Callable[[LogprobGap, int], None],
     ) -> None:
         self.policy, self.critic, self.config, self.group, self.check_gap = policy, critic, config, group, check_gap
         self.old_from_generator = generator_logprobs_serve(config)
@@ -64,9 +71,17 @@ class PPOObjective:
 
 
 def generator_logprobs_serve(config: PPOConfig) -> bool:
-    """Whether the generator's log-probs are the old ones: only raw, untempered, untruncated ones can be."""
+    """Whether the generator's log-probs are the old ones: only raw, untempered, untruncated ones can be.
+
+    Raises ConfigError where they were asked for and cannot serve.
+    """
     generation, choice = config.generation, config.ppo.old_logprobs
     same_distribution = generation.temperature == 1.0 and generation.top_k == 0 and generation.top_p == 1.0
+    if choice == "generator" and not same_distribution:
+        raise ConfigError(
+            "ppo.old_logprobs: the generator's log-probs are raw ones, and with generation.temperature other than 1, "
+            "top_k or top_p the ratio to the learner's would be biased. Set ppo.old_logprobs=learner (or auto)."
+        )
     if choice == "auto":
         return same_distribution and not config.run.exact
     return choice == "generator"
@@ -81,7 +96,7 @@ class _Iteration:
         ppo, seed = self.config.ppo, [self.config.run.seed, iteration.number]
         self.seed = seed
         self.members = minibatches(len(index), ppo.samples_per_minibatch or len(index), seed)
-        self.tokens = [int(index.response_length[m].sum()) for m in self.members]
+        self.tokens = [max(int(index.response_length[m].sum()), 1) for m in self.members]
         budget, rank, ranks = self.config.learner.tokens_per_microbatch, self.group.rank, self.group.size
         self.micros = [
             load_micros(microbatches(m, index.lengths, ranks, budget)[rank], index, fetch, self.group.device)
@@ -89,25 +104,27 @@ class _Iteration:
         ]
         self.sums, self.kl_sums, self.gap_sums, self.audited = Sums(), Sums(), Sums(), False
         self.steps: dict[str, list[StepStats]] = {"policy": [], "critic": []}
-        self.stopped_early = False
+        self.have_advantages = self.stopped_early = False
 
-    # -- before the first step --------------------------------------------------------------------------------------------
+    # -- before the first step -----------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Old log-probs and old values where the update's own passes cannot yield them."""
         o = self.o
+        if o.old_from_generator:
+            for micro in self._all():
+                micro.old_logprobs = micro.behaviour
+        if o.critic is None and len(self.members) == len(self.micros[0]) == 1 and not self.iteration.policy_frozen:
+            return  # _first_pass
         if not o.old_from_generator or o.critic is None or self.iteration.policy_frozen:
             for micro in self._all():
                 self._old_from_policy(micro)
             self._audit_done()
-        if o.old_from_generator:
-            for micro in self._all():
-                micro.old_logprobs = micro.behaviour
         if o.critic is not None and len(self.members) > 1:
             for micro in self._all():
                 with torch.no_grad():
                     micro.old_values = micro.batch.pad(o.critic.network(micro.batch))
-        if all(micro.old_values is not None for micro in self._all()):
+        if o.critic is None or len(self.members) > 1:
             for micro in self._all():
                 self._set_advantages(micro)
             self._whiten()
@@ -117,28 +134,33 @@ class _Iteration:
 
     @torch.no_grad()
     def _old_from_policy(self, micro: Micro) -> None:
-        output = self.o.policy.network(micro.batch, self.config.generation.temperature)
-        micro.old_logprobs = micro.batch.pad(output.logprobs)
+        self._take_old(micro, self.o.policy.network(micro.batch, self.config.generation.temperature, with_raw=True))
+
+    def _take_old(self, micro: Micro, output: PolicyOutput) -> None:
+        """Old log-probs and values as the unmoved policy has them, and the audit of its raw log-probs."""
+        assert output.raw_logprobs is not None
+        if not self.o.old_from_generator:
+            micro.old_logprobs = micro.batch.pad(output.logprobs.detach())
         if output.values is not None:
-            micro.old_values = micro.batch.pad(output.values)
+            micro.old_values = micro.batch.pad(output.values.detach())
         self._audit(micro, micro.batch.pad(output.raw_logprobs))
 
     @torch.no_grad()
     def _set_advantages(self, micro: Micro) -> None:
         """GAE over this micro-batch's sequences, and the statistics of what went in."""
         ppo, kl, old = self.config.ppo, self.config.kl, micro.old_logprobs
-        assert old is not None
-        assert micro.old_values is not None
-        penalty = None
-        if micro.reference is not None:
-            self.kl_sums.add(kl=masked_sum(kl_estimate(old, micro.reference, "k1"), micro.mask))
-            self.kl_sums.add(kl_k3=masked_sum(kl_estimate(old, micro.reference, "k3"), micro.mask))
-            if self.config.kl.placement == "reward":
-                penalty = kl_estimate(old, micro.reference, kl.estimator)
+        penalty, reference = None, micro.reference
+        if reference is not None and kl.placement == "reward":
+            penalty = kl_estimate(old, reference, kl.estimator)
+        for name, estimator in KL_METRICS.items():
+            observed = kl_estimate(old, old if reference is None else reference, estimator, micro.mask)
+            self.kl_sums.add(**{name: observed.sum()})
+        self.kl_sums.add(referenced=micro.mask.sum() * (reference is not None))
         rewards = token_rewards(micro.scores, micro.mask, penalty, self.iteration.kl_coef)
         micro.advantages, micro.returns = gae(rewards, micro.old_values, micro.mask, ppo.gamma, ppo.gae_lambda)
 
     def _whiten(self) -> None:
+        self.have_advantages = True
         self._value_statistics()
         if not self.config.ppo.whiten_advantages:
             return
@@ -161,21 +183,24 @@ class _Iteration:
             "value/explained_variance": 1 - errors.std**2 / variance if variance else 0.0,
         }
 
-    # -- the audit --------------------------------------------------------------------------------------------------------
+    # -- the audit -----------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def _audit(self, micro: Micro, raw_logprobs: Tensor) -> None:
-        gap = torch.where(micro.mask, (micro.behaviour - raw_logprobs).abs(), 0)
-        self.gap_sums.add(gap=gap.sum(), tokens=micro.mask.sum())
-        self.gap_sums.largest(gap_max=gap.amax())
+        difference = torch.where(micro.mask, micro.behaviour - raw_logprobs, 0)
+        gap = difference.abs().nan_to_num(torch.inf, torch.inf)
+        self.gap_sums.add(gap=gap.sum(), bias=difference.sum(), tokens=micro.mask.sum())
+        self.gap_sums.largest(largest=gap.amax())
 
     def _audit_done(self) -> None:
         """Merge the ranks' gaps; past the tolerance every rank raises, before the policy has moved."""
         total = self.gap_sums.over(self.group)
-        self.gap = LogprobGap(total["gap"] / max(total["tokens"], 1.0), total["gap_max"], int(total["tokens"]))
-        self.o.check_gap(self.gap)
+        tokens = max(total["tokens"], 1.0)
+        self.gap = LogprobGap(total["gap"] / tokens, total["largest"], total["bias"] / tokens, int(total["tokens"]))
+        self.o.check_gap(self.gap, self.iteration.number)
         self.audited = True
 
-    # -- the epochs -------------------------------------------------------------------------------------------------------
+    # -- the epochs ----------------------------------------------------------------------------------------------------
 
     def epochs(self) -> None:
         ppo = self.config.ppo
@@ -185,15 +210,14 @@ class _Iteration:
                     self._critic_step(self.micros[minibatch], self.tokens[minibatch])
                 if self.iteration.policy_frozen and self.o.critic is not None:
                     continue
-                moved = self._policy_step(self.micros[minibatch], self.tokens[minibatch])
-                if ppo.target_kl is not None and moved > ppo.target_kl:
-                    self.stopped_early = True
+                self._policy_step(self.micros[minibatch], self.tokens[minibatch])
+                if self.stopped_early:
                     return
 
     def _critic_step(self, micros: list[Micro], tokens: int) -> None:
         critic = self.o.critic
         assert critic is not None
-        first = micros[0].old_values is None
+        first = not self.have_advantages
         for micro in micros:
             values = micro.batch.pad(critic.network(micro.batch))
             if first:
@@ -209,18 +233,30 @@ class _Iteration:
         self.sums.add(value_loss=loss.loss_sum, value_clipped=loss.clipped_tokens, value_tokens=micro.mask.sum())
         return loss.loss_sum
 
-    def _policy_step(self, micros: list[Micro], tokens: int) -> float:
-        """One optimiser step of the policy; KL(old || new) in nats per token as measured in its forward passes."""
-        policy, moved = self.o.policy, Sums()
+    def _policy_step(self, micros: list[Micro], tokens: int) -> None:
+        """One optimiser step of the policy; none, and `stopped_early`, when it has moved past ppo.target_kl already."""
+        policy, frozen, limit = self.o.policy, self.iteration.policy_frozen, self.config.ppo.target_kl
+        moved = Sums()
         for micro in micros:
-            output = policy.network(micro.batch, self.config.generation.temperature)
-            if not self.audited:
-                self._audit(micro, micro.batch.pad(output.raw_logprobs.detach()))
+            audit = not self.audited
+            output = policy.network(micro.batch, self.config.generation.temperature, with_raw=audit)
+            if audit:
+                self._first_pass(micro, output)
             policy.backward(self._objective(output, micro, moved) / tokens)
         if not self.audited:
             self._audit_done()
-        self.steps["policy"].append(policy.step())
-        return moved.over(self.group).get("kl", 0.0) / tokens
+        if limit is not None and not frozen and moved.over(self.group)["kl"] / tokens > limit:
+            policy.discard()
+            self.stopped_early = True
+            return
+        self.steps["policy"].append(policy.step(only="value_head." if frozen else ""))
+
+    def _first_pass(self, micro: Micro, output: PolicyOutput) -> None:
+        """What the first pass over an unmoved policy is good for, before its loss."""
+        self._take_old(micro, output)
+        if not self.have_advantages:  # the only micro-batch, and its values came just now
+            self._set_advantages(micro)
+            self._whiten()
 
     def _objective(self, output: PolicyOutput, micro: Micro, moved: Sums) -> Tensor:
         """Sum over the micro-batch's tokens of everything that trains the policy network."""
@@ -235,8 +271,9 @@ class _Iteration:
         ppo, kl, batch = self.config.ppo, self.config.kl, micro.batch
         logprobs = batch.pad(output.logprobs)
         loss = policy_loss(logprobs, micro.old_logprobs, micro.advantages, micro.mask, ppo.clip_range)
-        entropy = masked_sum(batch.pad(output.entropy), micro.mask)
-        total = loss.loss_sum - ppo.entropy_coef * entropy
+        entropy, total = output.entropy.sum(), loss.loss_sum
+        if ppo.entropy_coef:
+            total = total - ppo.entropy_coef * entropy
         if kl.placement == "loss" and micro.reference is not None:
             penalty = kl_estimate(logprobs, micro.reference, kl.estimator, micro.mask)
             total = total + self.iteration.kl_coef * penalty.sum()
@@ -246,26 +283,26 @@ class _Iteration:
         moved.add(kl=loss.approx_kl_sum)
         return total
 
-    # -- afterwards -------------------------------------------------------------------------------------------------------
+    # -- afterwards ----------------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
         """Global means over the epochs run, with the names of the field."""
-        sums, kl = self.sums.over(self.group), self.kl_sums.over(self.group)
-        tokens, samples = max(sums.get("tokens", 0.0), 1.0), len(self.index)
-        metrics = {
-            "loss/policy": sums.get("policy_loss", 0.0) / tokens,
-            "loss/value": sums["value_loss"] / max(sums["value_tokens"], 1.0),
-            "policy/clip_fraction": sums.get("clipped", 0.0) / tokens,
-            "policy/ratio_mean": sums.get("ratio", tokens) / tokens,
-            "policy/ratio_max": sums.get("ratio_max", 1.0),
-            "policy/entropy": sums.get("entropy", 0.0) / tokens,
-            "policy/approx_kl": sums.get("approx_kl", 0.0) / tokens,
-            "policy/stopped_early": float(self.stopped_early),
-            "value/clip_fraction": sums["value_clipped"] / max(sums["value_tokens"], 1.0),
-            **self.values,
-        }
-        if kl:
-            metrics |= {"kl/mean": kl["kl"] / samples, "kl/k3": kl["kl_k3"] / samples}
+        sums, kl, samples = self.sums.over(self.group), self.kl_sums.over(self.group), len(self.index)
+        metrics = {"policy/stopped_early": float(self.stopped_early), **self.values}
+        if tokens := sums.get("tokens"):
+            metrics |= {
+                "loss/policy": sums["policy_loss"] / tokens,
+                "policy/clip_fraction": sums["clipped"] / tokens,
+                "policy/ratio_mean": sums["ratio"] / tokens,
+                "policy/ratio_max": sums["ratio_max"],
+                "policy/entropy": sums["entropy"] / tokens,
+                "policy/approx_kl": sums["approx_kl"] / tokens,
+            }
+        if value_tokens := sums.get("value_tokens"):
+            metrics["loss/value"] = sums["value_loss"] / value_tokens
+            metrics["value/clip_fraction"] = sums["value_clipped"] / value_tokens
+        if kl["referenced"]:
+            metrics |= {name: kl[name] / samples for name in KL_METRICS}
         for name, steps in self.steps.items():
             if steps:
                 metrics[f"{name}/grad_norm"] = float(np.mean([step.grad_norm for step in steps]))

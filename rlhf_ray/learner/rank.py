@@ -5,6 +5,7 @@ A rank is the same object for every stage; `sft`, `pairwise` and `ppo` are the o
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -33,7 +34,7 @@ Config = SFTConfig | RewardModelConfig | PPOConfig
 
 
 class LearnerRank:
-    """Rank `group.rank` of the learner. `total_steps` is the number of optimiser steps of the whole run, for the schedule."""
+    """Rank `group.rank` of the learner. `total_steps` counts the optimiser steps of the whole run, for the schedule."""
 
     def __init__(self, config: Config, group: LearnerGroup, total_steps: int) -> None:
         torch.manual_seed(config.run.seed)  # new heads and adapters start equal on every rank
@@ -45,7 +46,7 @@ class LearnerRank:
         self.trainables: dict[str, Trainable] = {}
         self.model = self._build()
 
-    # -- building -----------------------------------------------------------------------------------------------------------
+    # -- building ------------------------------------------------------------------------------------------------------
 
     def _build(self) -> PreTrainedModel:
         """The stage's main model, made trainable; a PPO run gets its critic too."""
@@ -70,12 +71,12 @@ class LearnerRank:
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            if isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
+            # Some families keep the probability in a plain attribute: attention_dropout, dropout, activation_dropout.
+            for name in [n for n, value in vars(module).items() if "dropout" in n and isinstance(value, float)]:
+                setattr(module, name, 0.0)
         if section.lora is not None:
-            add_lora(
-                model, section.lora.model_copy(update={"dropout": 0.0}) if "ppo" in vars(self.config) else section.lora
-            )
+            no_dropout = {"dropout": 0.0} if isinstance(self.config, PPOConfig) else {}
+            add_lora(model, section.lora.model_copy(update=no_dropout))
         if section.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
@@ -93,11 +94,15 @@ class LearnerRank:
 
     def _critic(self, config: PPOConfig, policy: PretrainedConfig) -> Trainable:
         source = critic_source(config)
-        model = load_scalar_lm(source, **_load_options(config.model))
+        options = _load_options(config.model)
+        if source != config.model.name:
+            options["revision"] = None  # the policy's revision says nothing about another model
+        model = load_scalar_lm(source, **options)
         if model.config.vocab_size != policy.vocab_size:
             raise ConfigError(
-                f"critic.init_from: {source} has a vocabulary of {model.config.vocab_size}, the policy {policy.vocab_size}; "
-                f"they must share a tokenizer. Set critic.init_from={config.model.name} to start from the policy."
+                f"critic.init_from: {source} has a vocabulary of {model.config.vocab_size}, the policy "
+                f"{policy.vocab_size}; they must share a tokenizer. Set critic.init_from="
+                f"{config.model.name} to start from the policy."
             )
         if _is_scalar(source, config.model):
             _match_reward_scale(model, source)
@@ -106,7 +111,7 @@ class LearnerRank:
         self._prepare(model, config.model.model_copy(update={"lora": None}))
         return self._trainable(ScalarNetwork(model), config.critic.learning_rate or config.learner.learning_rate)
 
-    # -- objectives -----------------------------------------------------------------------------------------------------------
+    # -- objectives ----------------------------------------------------------------------------------------------------
 
     def sft(self, table: pa.Table, eval_table: pa.Table | None) -> SFTObjective:
         return SFTObjective(self.trainables["policy"], table, eval_table, self.group)
@@ -120,7 +125,7 @@ class LearnerRank:
         check = check_gap(self.config.sync, engine_dtype, str(self.dtype).removeprefix("torch."))
         return PPOObjective(self.trainables["policy"], self.trainables.get("critic"), self.config, self.group, check)
 
-    # -- weights --------------------------------------------------------------------------------------------------------------
+    # -- weights -------------------------------------------------------------------------------------------------------
 
     def published_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(checkpoint name, full tensor) of the policy as generators load it; every rank iterates in step."""
@@ -148,7 +153,7 @@ def critic_kind(config: PPOConfig) -> str:
 
 
 def critic_source(config: PPOConfig) -> str:
-    """What a separate critic starts from: as configured, else the first neural reward with our stats, else the policy."""
+    """What a separate critic starts from: as configured, else the first neural reward trained here, else the policy."""
     section: CriticSection = config.critic
     if section.init_from:
         return section.init_from
@@ -158,7 +163,7 @@ def critic_source(config: PPOConfig) -> str:
     return rewards[0] if rewards else config.model.name
 
 
-def _load_options(section: ModelSection) -> dict[str, object]:
+def _load_options(section: ModelSection) -> dict[str, Any]:
     return {
         "revision": section.revision,
         "trust_remote_code": section.trust_remote_code,

@@ -1,11 +1,12 @@
 """Learner state on disk: one safetensors file of local shards per rank, JSON for the rest, nothing pickled.
 
-A checkpoint written by any number of ranks is read by any other: each rank copies the rows it owns out of the files that hold
-them. Frozen weights (under LoRA) are not stored; they come from the model's own folder.
+A checkpoint written by any number of ranks is read by any other: each rank copies the rows it owns out of the files
+that hold them. Frozen weights (under LoRA) are not stored; they come from the model's own folder.
 """
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def save_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGrou
     offsets: dict[str, int] = {}
     for key, tensor in _tensors(trainables):
         local, start = _local(tensor, group)
-        tensors[key], offsets[key] = local.detach().cpu().contiguous(), start
+        tensors[key], offsets[key] = local.cpu().contiguous(), start
     scalars = {
         name: {"steps": t.steps, "loss_scale": t.loss_scale, "optimizer_steps": _optimizer_steps(t)}
         for name, t in trainables.items()
@@ -39,25 +40,35 @@ def save_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGrou
 
 
 def load_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGroup) -> None:
-    """Restore what `save_rank` wrote, on any number of ranks. Raises DataError when a tensor is missing in part or whole."""
-    described = [
-        (path.with_suffix(".safetensors"), json.loads(path.read_text())) for path in sorted(folder.glob("rank-*.json"))
-    ]
-    if not described:
-        raise DataError(f"{folder} holds no learner shards (rank-*.json)")
+    """Restore what `save_rank` wrote, on any number of ranks. DataError when it is of other networks or incomplete."""
+    descriptions = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
+    if not descriptions or len(descriptions) != descriptions[0]["ranks"]:
+        raise DataError(f"{folder} holds {len(descriptions)} learner shards (rank-*.json); use another checkpoint")
+    stored = descriptions[0]["trainables"]
+    if stored.keys() != trainables.keys():
+        raise DataError(
+            f"{folder} was written by a learner of {sorted(stored)}, this one has {sorted(trainables)}: resume with "
+            "the critic.kind of the run that wrote it"
+        )
     for name, trainable in trainables.items():
-        scalars = described[0][1]["trainables"][name]
-        trainable.steps, trainable.loss_scale = scalars["steps"], scalars["loss_scale"]
-        _ready_optimizer(trainable, scalars["optimizer_steps"])
+        trainable.steps, trainable.loss_scale = stored[name]["steps"], stored[name]["loss_scale"]
+        _ready_optimizer(trainable, stored[name]["optimizer_steps"])
         trainable.reshard()
-    for key, tensor in _tensors(trainables):
-        local, start = _local(tensor, group)
-        filled = sum(_copy_rows(local, start, path, key, meta["offsets"]) for path, meta in described)
-        if filled != local.shape[0]:
-            raise DataError(f"{folder}: {key} has {filled} of the {local.shape[0]} rows that rank {group.rank} needs")
-    if described[0][1]["ranks"] == group.size:
-        with safe_open(described[group.rank][0], "pt") as file:
-            torch.set_rng_state(file.get_tensor("random_state"))
+    with ExitStack() as stack:
+        files = [
+            (stack.enter_context(safe_open(folder / f"rank-{rank:05d}.safetensors", "pt")), description["offsets"])
+            for rank, description in enumerate(descriptions)
+        ]
+        for key, tensor in _tensors(trainables):
+            local, start = _local(tensor, group)
+            filled = sum(_copy_rows(local, start, file, key, offsets) for file, offsets in files)
+            if filled != local.shape[0]:
+                raise DataError(
+                    f"{folder}: {key} has {filled} of the {local.shape[0]} rows that rank {group.rank} needs; the "
+                    "checkpoint is of another model, or torn"
+                )
+        if len(files) == group.size:
+            torch.set_rng_state(files[group.rank][0].get_tensor("random_state"))
 
 
 def _tensors(trainables: dict[str, Trainable]) -> Iterator[tuple[str, Tensor]]:
@@ -76,28 +87,29 @@ def _local(tensor: Any, group: LearnerGroup) -> tuple[Tensor, int]:
     return tensor.to_local().detach(), min(group.rank * rows, tensor.shape[0])
 
 
-def _copy_rows(local: Tensor, start: int, path: Path, key: str, offsets: dict[str, int]) -> int:
-    """Copy the rows of `key` that `path` holds into `local`, whose first row is global row `start`; rows copied."""
+def _copy_rows(local: Tensor, start: int, file: Any, key: str, offsets: dict[str, int]) -> int:
+    """Copy the rows of `key` that `file` holds into `local`, whose first row is global row `start`; rows copied."""
     if key not in offsets:
         return 0
-    with safe_open(path, "pt") as file:
-        stored = file.get_slice(key)
-        first = max(start, offsets[key])
-        last = min(start + local.shape[0], offsets[key] + stored.get_shape()[0])
-        if last <= first:
-            return 0
-        local[first - start : last - start].copy_(stored[first - offsets[key] : last - offsets[key]])
+    stored, offset = file.get_slice(key), offsets[key]
+    first, last = max(start, offset), min(start + local.shape[0], offset + stored.get_shape()[0])
+    if last <= first or list(local.shape[1:]) != stored.get_shape()[1:]:
+        return 0
+    local[first - start : last - start].copy_(stored[first - offset : last - offset])
     return last - first
 
 
-def _optimizer_steps(trainable: Trainable) -> float:
-    return max((float(state["step"]) for state in trainable.optimizer.state.values()), default=0.0)
+def _optimizer_steps(trainable: Trainable) -> dict[str, float]:
+    """Steps that each parameter has taken; those that took none are not in it."""
+    states = {name: trainable.optimizer.state.get(parameter) for name, parameter in trainable.parameters.items()}
+    return {name: float(state["step"]) for name, state in states.items() if state}
 
 
-def _ready_optimizer(trainable: Trainable, steps: float) -> None:
-    """Give every parameter empty moments, to be filled from the files."""
-    if not steps:
-        return
-    for parameter in trainable.parameters.values():
+def _ready_optimizer(trainable: Trainable, steps: dict[str, float]) -> None:
+    """Give every parameter that has taken steps empty moments, to be filled from the files."""
+    trainable.optimizer.state.clear()
+    for name, taken in steps.items():
+        parameter = trainable.parameters[name]
         moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
-        trainable.optimizer.state[parameter] = {"step": torch.tensor(steps), **moments}
+        step = torch.tensor(taken, dtype=torch.float32, device=parameter.device)
+        trainable.optimizer.state[parameter] = {"step": step, **moments}

@@ -1,5 +1,8 @@
 """A network with its optimiser: backward, clip, step, schedule, loss scaling."""
 
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +11,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from rlhf_ray.algorithms.schedules import learning_rate_factor
 from rlhf_ray.config.common import LearnerSection
+from rlhf_ray.errors import DataError
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.models.lora import full_tensor
 from rlhf_ray.models.sharding import shard
@@ -17,7 +21,7 @@ INITIAL_LOSS_SCALE = 2.0**15
 
 @dataclass(frozen=True)
 class StepStats:
-    """One optimiser step: gradient norm before clipping, learning rate used, and whether it was skipped (float16 overflow)."""
+    """One optimiser step: gradient norm before clipping, learning rate, and if it was skipped (float16 overflow)."""
 
     grad_norm: float
     learning_rate: float
@@ -27,8 +31,8 @@ class StepStats:
 class Trainable:
     """One sharded network, its AdamW and its schedule.
 
-    Losses given to `backward` are already divided by global counts. FSDP averages gradients over ranks, so they are multiplied
-    by the number of ranks here and the gradient is the global sum.
+    Losses given to `backward` are already divided by global counts. FSDP averages gradients over ranks, so they are
+    multiplied by the number of ranks here and the gradient is the global sum.
     """
 
     def __init__(
@@ -67,8 +71,29 @@ class Trainable:
             if isinstance(module, FSDPModule):
                 module.reshard()
 
-    def step(self) -> StepStats:
-        """Clip, step and advance the schedule. With float16, an overflow skips the step and halves the loss scale."""
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No gradients, no dropout."""
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.network.train()
+
+    def discard(self) -> None:
+        """Drop the accumulated gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, only: str = "") -> StepStats:
+        """Clip, step and advance the schedule; `only` parameters whose names begin so, where given.
+
+        With float16, an overflow skips the step and halves the loss scale. Otherwise a gradient that is not finite
+        raises DataError, on all ranks alike.
+        """
+        for name, parameter in self.parameters.items():
+            if not name.startswith(only):
+                parameter.grad = None
         if self.loss_scale != 1.0:
             for parameter in self.parameters.values():
                 if parameter.grad is not None:
@@ -80,19 +105,23 @@ class Trainable:
         )
         for options in self.optimizer.param_groups:
             options["lr"] = rate
-        finite = grad_norm == grad_norm and grad_norm not in (float("inf"), float("-inf"))
+        finite = math.isfinite(grad_norm)
         if not finite and not self._float16:
-            raise FloatingPointError(f"gradient norm is {grad_norm} at optimiser step {self.steps}")
+            raise DataError(
+                f"the gradient norm is {grad_norm} at optimiser step {self.steps + 1}, the weights stay as they are. "
+                "Look for NaN or infinite rewards in this iteration's rollouts; else lower learner.learning_rate or "
+                "use learner.dtype=float32, and resume from the last checkpoint."
+            )
         if finite:
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.discard()
         if self._float16:
             self.loss_scale = min(self.loss_scale * 1.001, 2.0**24) if finite else max(self.loss_scale / 2, 1.0)
         self.steps += 1
         return StepStats(grad_norm, rate, not finite)
 
 
-def _decay_groups(network: nn.Module, parameters: dict[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
+def _decay_groups(network: nn.Module, parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
     """Matrices decay; biases, norms and embeddings do not."""
     embeddings = {
         id(parameter)

@@ -1,1 +1,1 @@
-"""Networks: policy, critic, reward and reference models, LoRA, batching and token log-probs. torch, transformers, peft."""
+"""Networks: policy, critic, reward and reference models, LoRA, batching, token log-probs. torch, transformers, peft."""

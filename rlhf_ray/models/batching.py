@@ -11,56 +11,66 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_ray.errors import DataError
+
 
 @dataclass(frozen=True)
 class TokenBatch:
     """One micro-batch of prompt + response sequences.
 
-    `positions` are the flat indices (row * length + column) of the states that predict each response token, in row-major
-    order; `targets` are these tokens. `mask` [batch, time] marks the real response tokens, left-aligned, so that a flat
-    [tokens] result becomes [batch, time] by `mask`'s own order.
+    `positions` are the flat indices (row * length + column) of the states that predict each response token, in
+    row-major order; `targets` are these tokens. `mask` [batch, time] marks the real response tokens, left-aligned, and
+    `slots` are its flat indices, so that a flat [tokens] result becomes [batch, time].
     """
 
     input_ids: Tensor  # int64 [batch, length]
     positions: Tensor  # int64 [tokens]
     targets: Tensor  # int64 [tokens]
+    slots: Tensor  # int64 [tokens]
     mask: Tensor  # bool [batch, time]
 
     @classmethod
     def build(
         cls, sequences: Sequence[np.ndarray], prompt_lengths: Sequence[int], device: torch.device | str = "cpu"
     ) -> "TokenBatch":
-        """Pad `sequences` (token ids, prompt then response). An empty prompt cannot predict its first token."""
-        length = max(len(sequence) for sequence in sequences)
-        time = max(len(s) - p for s, p in zip(sequences, prompt_lengths, strict=True))
-        input_ids = np.zeros((len(sequences), length), dtype=np.int64)
-        mask = np.zeros((len(sequences), max(time, 1)), dtype=bool)
-        positions = []
-        for row, (sequence, prompt) in enumerate(zip(sequences, prompt_lengths, strict=True)):
-            input_ids[row, : len(sequence)] = sequence
-            mask[row, : len(sequence) - prompt] = True
-            positions.append(np.arange(prompt - 1, len(sequence) - 1) + row * length)
-        flat = np.concatenate(positions)
-        targets = input_ids.reshape(-1)[flat + 1]
-        to = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
-        return cls(to(input_ids), to(flat), to(targets), to(mask))
+        """Pad `sequences` (token ids, prompt then response). DataError for an empty prompt: nothing predicts on it."""
+        lengths, prompts = np.array([len(s) for s in sequences]), np.asarray(prompt_lengths)
+        if prompts.min() < 1:
+            raise DataError(
+                f"sequence {int(prompts.argmin())} of a micro-batch has an empty prompt, so nothing predicts its first "
+                "token. Drop such rows from the data, or begin each prompt with a BOS token."
+            )
+        input_ids = _pad(sequences, int(lengths.max()))
+        columns = np.arange(max(int((lengths - prompts).max()), 1))
+        mask = columns < (lengths - prompts)[:, None]
+        rows, columns = np.nonzero(mask)
+        positions = rows * input_ids.shape[1] + prompts[rows] - 1 + columns
+        arrays = (input_ids, positions, input_ids.reshape(-1)[positions + 1], np.flatnonzero(mask), mask)
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
     @classmethod
     def of_last_tokens(cls, sequences: Sequence[np.ndarray], device: torch.device | str = "cpu") -> "TokenBatch":
         """A batch whose only positions are each sequence's last token: where a reward model's score is read."""
-        batch = cls.build(sequences, [len(sequence) - 1 for sequence in sequences], device)
-        return cls(batch.input_ids, batch.positions + 1, batch.targets, batch.mask)
+        lengths = np.array([len(s) for s in sequences])
+        if lengths.min() < 1:
+            raise DataError(f"sequence {int(lengths.argmin())} of a micro-batch is empty: drop such rows from the data")
+        input_ids = _pad(sequences, int(lengths.max()))
+        rows = np.arange(len(sequences))
+        positions = rows * input_ids.shape[1] + lengths - 1
+        arrays = (input_ids, positions, input_ids.reshape(-1)[positions], rows, np.ones((len(rows), 1), dtype=bool))
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
     @classmethod
     def empty(cls, device: torch.device | str = "cpu") -> "TokenBatch":
-        """A pass without response tokens in its mask: keeps a rank without samples in step with the others."""
-        batch = cls.build([np.zeros(2, dtype=np.int64)], [1], device)
-        return cls(batch.input_ids, batch.positions, batch.targets, torch.zeros_like(batch.mask))
+        """A pass without response tokens: keeps a rank without samples in step with the others."""
+        nothing = torch.zeros(0, dtype=torch.int64, device=device)
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
+        return cls(ids, nothing, nothing, nothing, torch.zeros(1, 1, dtype=torch.bool, device=device))
 
     def pad(self, flat: Tensor) -> Tensor:
         """[tokens] values to [batch, time], zero outside the mask."""
-        padded = torch.zeros(self.mask.shape, dtype=flat.dtype, device=flat.device)
-        return padded.masked_scatter(self.mask, flat)
+        padded = torch.zeros(self.mask.numel(), dtype=flat.dtype, device=flat.device)
+        return padded.index_copy(0, self.slots, flat).view(self.mask.shape)
 
     def rows(self, ragged: Sequence[np.ndarray]) -> Tensor:
         """Per-sample float arrays (one number per response token) to [batch, time], zero outside the mask."""
@@ -76,11 +86,19 @@ class TokenBatch:
         return [values[row, :length].copy() for row, length in enumerate(lengths)]
 
 
+def _pad(sequences: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """int64 [batch, length], zeros on the right. Token 0 is as good as any: nothing real sees it."""
+    padded = np.zeros((len(sequences), length), dtype=np.int64)
+    for row, sequence in zip(padded, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return padded
+
+
 def split_by_tokens(lengths: Sequence[int] | np.ndarray, tokens_per_microbatch: int) -> list[list[int]]:
     """Indices grouped into micro-batches of similar length with at most `tokens_per_microbatch` padded tokens each.
 
-    The groups are evened out: as few as the bound allows, then of about equal padded size. A sequence longer than the
-    bound gets a micro-batch of its own.
+    Longest first, each group filled before the next begins. A sequence longer than the bound gets a micro-batch of its
+    own.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-int(lengths[i]), i))
     groups: list[list[int]] = []

@@ -38,11 +38,11 @@ def load_causal_lm(section: ModelSection, dtype: torch.dtype = torch.float32) ->
 
 
 def load_scalar_lm(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
-    """A causal backbone with a one-number `score` head: a reward model as saved, or a language model with a new head."""
+    """A causal backbone with a one-number `score` head: a saved reward model, or a language model with a new head."""
     model = _load(AutoModelForSequenceClassification, name, num_labels=1, dtype=dtype, **options)
     if not hasattr(model, "score"):
         raise ConfigError(
-            f"{name}: {type(model).__name__} has no per-token `score` head, so it cannot be a critic or reward model here. "
+            f"{name}: {type(model).__name__} has no per-token `score` head, so it cannot be a critic or reward model. "
             "Use a decoder (causal) architecture such as Llama, Qwen, Mistral or GPT-2."
         )
     return model

@@ -1,13 +1,13 @@
 """Low-rank adapters (Hu et al. 2021) through peft, injected into the model itself, and their merge for publishing."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rlhf_ray.config.common import LoraSection
 from rlhf_ray.errors import ConfigError
@@ -27,36 +27,29 @@ def peft_config(section: LoraSection) -> peft.LoraConfig:
 
 
 def add_lora(lm: PreTrainedModel, section: LoraSection) -> None:
-    """Freeze `lm` and put trainable adapters on its target modules, in place."""
+    """Freeze `lm` and put trainable adapters on its target modules, in place. A `score` head stays trainable.
+
+    Raises ConfigError when a target module is none of the model's inner linear layers.
+    """
+    inner = inner_linear_layers(lm)
+    targets = inner if section.target_modules == "all-linear" else section.target_modules
+    unknown = sorted(target for target in targets if target.rsplit(".", 1)[-1] not in inner)
+    if unknown:
+        raise ConfigError(f"model.lora.target_modules: {type(lm).__name__} has no {unknown}; it has {inner}")
     lm.requires_grad_(False)
-    names = section.target_modules
-    if names == "all-linear":
-        names = sorted({name.rsplit(".", 1)[-1] for name, module in lm.named_modules() if _is_inner_linear(lm, module)})
-    try:
-        peft.inject_adapter_in_model(peft_config(section.model_copy(update={"target_modules": names})), lm, ADAPTER)
-    except ValueError as error:
-        linear = sorted({n.rsplit(".", 1)[-1] for n, m in lm.named_modules() if _is_inner_linear(lm, m)})
-        raise ConfigError(
-            f"model.lora.target_modules: {section.target_modules} do not fit {type(lm).__name__}; it has {linear}"
-        ) from error
+    config = peft_config(section.model_copy(update={"target_modules": targets}))
+    # Layers like GPT-2's Conv1D store their weights transposed; peft has to be told, or it warns and does it anyway.
+    config.fan_in_fan_out = all(isinstance(m, Conv1D) for n, m in lm.named_modules() if n.rsplit(".", 1)[-1] in targets)
+    peft.inject_adapter_in_model(config, lm, ADAPTER)
+    if hasattr(lm, "score"):
+        lm.score.requires_grad_(True)
 
 
-def _is_inner_linear(lm: PreTrainedModel, module: nn.Module) -> bool:
-    kinds = (nn.Linear, __import__("transformers").pytorch_utils.Conv1D)
-    return isinstance(module, kinds) and module is not lm.get_output_embeddings()
-
-
-@contextmanager
-def adapters_off(lm: nn.Module) -> Iterator[None]:
-    """The base model's own outputs for the duration."""
-    layers = [module for module in lm.modules() if isinstance(module, LoraLayer)]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
+def inner_linear_layers(lm: PreTrainedModel) -> list[str]:
+    """Last names of the linear layers, without the head that gives logits or scores."""
+    heads = (lm.get_output_embeddings(), getattr(lm, "score", None))
+    layers = [(n, m) for n, m in lm.named_modules() if isinstance(m, nn.Linear | Conv1D) and m not in heads]
+    return sorted({name.rsplit(".", 1)[-1] for name, _ in layers})
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

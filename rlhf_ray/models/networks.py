@@ -1,6 +1,6 @@
 """The two trainable networks: a policy (log-probs, optionally values) and a scalar network (critic or reward model)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,16 @@ from rlhf_ray.models.batching import TokenBatch
 from rlhf_ray.models.logprobs import Head, linear_logprobs
 
 
-@dataclass(frozen=True)
-class PolicyOutput:
-    """What a policy says about the response tokens of a batch; flat [tokens] tensors, float32."""
+class PolicyOutput(NamedTuple):
+    """What a policy says about the response tokens of a batch; flat [tokens] tensors, float32.
+
+    A tuple, because FSDP looks for the tensors that need gradients in tuples, lists and dictionaries.
+    """
 
     logprobs: Tensor  # under the sampling temperature
-    raw_logprobs: Tensor  # at temperature 1, without gradient
     entropy: Tensor
     values: Tensor | None = None
+    raw_logprobs: Tensor | None = None  # at temperature 1, without gradient; where asked for
 
 
 class PolicyNetwork(nn.Module):
@@ -42,15 +44,17 @@ class PolicyNetwork(nn.Module):
         scale /= getattr(config, "logits_scaling", None) or 1.0
         return Head(layer.weight, getattr(layer, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
 
-    def forward(self, batch: TokenBatch, temperature: float = 1.0) -> PolicyOutput:
+    def forward(self, batch: TokenBatch, temperature: float = 1.0, with_raw: bool = False) -> PolicyOutput:
         states = _states(self.lm, batch)
         logprobs, entropy = linear_logprobs(states, self.head(), batch.targets, temperature)
-        raw = logprobs.detach()
-        if temperature != 1.0:
+        values = None if self.value_head is None else _numbers(self.value_head, states)
+        raw = None
+        if with_raw and temperature == 1.0:
+            raw = logprobs.detach()
+        elif with_raw:
             with torch.no_grad():
                 raw, _ = linear_logprobs(states, self.head(), batch.targets)
-        values = None if self.value_head is None else self.value_head(states).squeeze(-1).float()
-        return PolicyOutput(logprobs, raw, entropy, values)
+        return PolicyOutput(logprobs, entropy, values, raw)
 
 
 class ScalarNetwork(nn.Module):
@@ -62,10 +66,15 @@ class ScalarNetwork(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """One number per position of the batch, float32 [tokens]: values (critic) or scores (reward model)."""
-        return self.model.score(_states(self.model, batch)).squeeze(-1).float()
+        return _numbers(self.model.score, _states(self.model, batch))
 
 
 def _states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     """Final hidden states at the batch's positions, [tokens, hidden]."""
     hidden = model.base_model(input_ids=batch.input_ids, use_cache=False)[0]
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.positions)
+
+
+def _numbers(head: nn.Linear, states: Tensor) -> Tensor:
+    """A one-output head's answers as float32 [tokens]; a sum over one element, as FSDP wants no views."""
+    return head(states).sum(-1, dtype=torch.float32)

@@ -8,15 +8,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 def decoder_layers(network: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a transformer: the members of its longest module list."""
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len)) if lists else []
+    lists = [list(module) for module in network.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, dtype: torch.dtype) -> nn.Module:
     """Shard `network` over `mesh` in place: float32 weights and reductions, compute in `dtype`.
 
-    Every decoder layer is a unit of its own, so that its neighbours' weights can be gathered while it computes. On one rank
-    there is nothing to gather, and one unit saves the per-layer hooks.
+    Every decoder layer is a unit of its own, so that its neighbours' weights can be gathered while it computes. On one
+    rank there is nothing to gather, and one unit saves the per-layer hooks.
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     if mesh.size() > 1:
