@@ -47,13 +47,14 @@ class _Bundle:
 def place(needs: list[ActorNeed], cluster: Cluster, resources: ResourcesSection) -> Placement:
     """Reserve room for all actors of a run at once.
 
-    Raises ConfigError when the cluster is too small for them, InfrastructureError when it is large enough but others hold what
-    is needed for longer than resources.start_timeout_s.
+    Raises ConfigError when the cluster is too small for them, InfrastructureError when it is large enough but others
+    hold what is needed for longer than resources.start_timeout_s.
     """
     gpus = cluster.gpus if resources.num_gpus is None else resources.num_gpus
-    cpus = resources.cpus_per_actor * len(needs)
+    cpus_per_actor = resources.cpus_per_actor or min(1.0, int(100 * cluster.cpus / len(needs)) / 100)
+    cpus = cpus_per_actor * len(needs)
     need(cluster, f"{len(needs)} actors", cpus, resources.num_gpus or 0)
-    bundles, colocated = _bundles(needs, gpus, resources.cpus_per_actor)
+    bundles, colocated = _bundles(needs, gpus, cpus_per_actor)
     described = [{"CPU": b.cpus} | ({"GPU": b.gpus} if b.gpus else {}) for b in bundles]
     group = placement_group(described, strategy="PACK")
     ready, _ = ray.wait([group.ready()], timeout=resources.start_timeout_s)

@@ -25,21 +25,20 @@ class Cluster:
     cpus: float
     gpus: int
     cores_per_node: int
-    address: str
-    local: bool
+    local: bool  # a Ray started for this process, not a cluster that was there before
+    started: bool  # by this very call, which makes its caller the one to stop it
     dashboard: str | None
 
 
 def connect(resources: ResourcesSection, verbose: bool = False) -> Cluster:
     """Join the configured cluster, or start a local Ray; raises InfrastructureError when the address does not answer."""
     address = resources.ray_address or os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not ray.is_initialized():
+    started = not ray.is_initialized()
+    if started:
         options: dict[str, Any] = {
             "namespace": NAMESPACE,
             "log_to_driver": verbose,
             "logging_level": logging.INFO if verbose else logging.ERROR,
-            "ignore_reinit_error": True,
         }
         if address:
             options["address"] = address
@@ -55,21 +54,26 @@ def connect(resources: ResourcesSection, verbose: bool = False) -> Cluster:
     total = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
     cores = int(min(node["Resources"].get("CPU", 1) for node in nodes))
-    context = ray.get_runtime_context()
     return Cluster(
         cpus=total.get("CPU", 0),
         gpus=int(total.get("GPU", 0)),
         cores_per_node=max(cores, 1),
-        address=context.gcs_address,
         local=not address,
-        dashboard=ray._private.worker.global_worker.node.address_info.get("webui_url") if not address else None,
+        started=started,
+        dashboard=_dashboard(),
     )
 
 
 def disconnect(cluster: Cluster) -> None:
-    """Stop the Ray that `connect` started; leave a cluster that was there before."""
-    if cluster.local:
+    """Leave the cluster; a Ray that this `connect` started ends with it."""
+    if cluster.started:
         ray.shutdown()
+
+
+def _dashboard() -> str | None:
+    """host:port of the dashboard, where the cluster has one."""
+    node = ray._private.worker.global_worker.node
+    return node.address_info.get("webui_url") if node is not None else None
 
 
 @dataclass(frozen=True)

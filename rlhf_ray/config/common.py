@@ -13,7 +13,9 @@ class RunSection(Section):
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$", description="Run name; default: stage and start time.")
     root: str = Field("runs", description="Folder of all runs; must be absolute inside a submitted job.")
     seed: int = Field(0, ge=0, description="Seed of everything random in the run.")
-    exact: bool = Field(False, description="Bit-for-bit repeatable: float32, fixed chunks, the learner's own log-probs.")
+    exact: bool = Field(
+        False, description="Bit-for-bit repeatable: float32, fixed chunks, the learner's own log-probs."
+    )
 
 
 class LoraSection(Section):
@@ -38,9 +40,15 @@ class ModelSection(Section):
 
 class LearnerSection(Section):
     ranks: int = Field(1, ge=1, le=4096, description="Learner processes; each owns a shard of the weights (FSDP2).")
-    dtype: Dtype = Field("auto", description="Compute dtype; weights stay float32. auto: bfloat16 where hardware has it.")
-    learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate of the policy (or the only network).")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="Learning rate after the warm-up.")
+    dtype: Dtype = Field(
+        "auto", description="Compute dtype; weights stay float32. auto: bfloat16 where hardware has it."
+    )
+    learning_rate: float = Field(
+        1e-5, gt=0, le=1, description="Peak learning rate of the policy (or the only network)."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Learning rate after the warm-up."
+    )
     warmup_steps: int = Field(0, ge=0, description="Optimiser steps over which the learning rate rises from zero.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW weight decay; not on biases, norms and embeddings.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW first-moment decay.")
@@ -52,10 +60,14 @@ class LearnerSection(Section):
 
 class ResourcesSection(Section):
     num_gpus: int | None = Field(None, ge=0, description="GPUs for the run; default: all that the cluster has.")
-    cpus_per_actor: float = Field(0.25, gt=0, description="CPUs reserved per actor (a reservation, not a limit).")
+    cpus_per_actor: float | None = Field(
+        None, gt=0, description="CPUs reserved per actor (no limit on use); default: an even share, at most 1."
+    )
     threads: int | None = Field(None, ge=1, description="Torch threads per actor on CPU; default: the node's cores.")
     start_timeout_s: float = Field(600, gt=0, description="Seconds until an actor that does not start is an error.")
-    call_timeout_s: float = Field(1800, gt=0, description="Seconds until a call to an actor that is silent is an error.")
+    call_timeout_s: float = Field(
+        1800, gt=0, description="Seconds until a call to an actor that is silent is an error."
+    )
     ray_address: str | None = Field(None, description="Ray cluster to join; default: $RAY_ADDRESS, else a local Ray.")
 
 

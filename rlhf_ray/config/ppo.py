@@ -51,10 +51,12 @@ class CriticSection(Section):
     """The value function."""
 
     kind: Literal["auto", "separate", "value_head"] = Field(
-        "auto", description="Own network, or a head on the policy's backbone; auto: value_head with LoRA, else separate."
+        "auto",
+        description="Own network, or a head on the policy's backbone; auto: value_head with LoRA, else separate.",
     )
     init_from: str | None = Field(
-        None, description="Reward model or language model to start from; default: the first neural reward, else the policy."
+        None,
+        description="Reward model or language model to start from; default: the first neural reward, else the policy.",
     )
     learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate; default: the learner's.")
     warmup_iterations: int = Field(0, ge=0, description="First iterations that train the critic only.")
@@ -66,7 +68,9 @@ class KLSection(Section):
     coef: float = Field(0.05, ge=0, description="Initial coefficient of the penalty.")
     estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Per-token estimator (Schulman 2020).")
     placement: Literal["reward", "loss"] = Field("reward", description="Subtract from the reward, or add to the loss.")
-    controller: Literal["fixed", "adaptive"] = Field("fixed", description="adaptive: steer towards target (Ziegler 2019).")
+    controller: Literal["fixed", "adaptive"] = Field(
+        "fixed", description="adaptive: steer towards target (Ziegler 2019)."
+    )
     target: float = Field(6.0, gt=0, description="KL per response, in nats, for the adaptive controller.")
     horizon: int = Field(10000, ge=1, description="Samples over which the adaptive controller reacts.")
 
@@ -90,7 +94,9 @@ class PPOSection(Section):
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
     whiten_advantages: bool = Field(True, description="Mean 0 and std 1 over all response tokens of the iteration.")
     reward_clip: float | None = Field(None, gt=0, description="Clip the composed reward to [-c, c].")
-    target_kl: float | None = Field(None, gt=0, description="Stop the PPO epochs when the policy moved this far (nats/token).")
+    target_kl: float | None = Field(
+        None, gt=0, description="Stop the PPO epochs when the policy moved this far (nats/token)."
+    )
     old_logprobs: Literal["auto", "generator", "learner"] = Field(
         "auto", description="Whose log-probs are the old ones; auto: generator where the audit can vouch for them."
     )
@@ -104,8 +110,12 @@ class SyncSection(Section):
         "auto", description="auto: object_store on CPU, ipc where learner and generator share GPUs, else nccl."
     )
     bucket_mib: int = Field(64, ge=1, description="Size of a transfer bucket, in MiB.")
-    audit_mean_tolerance: float | None = Field(None, gt=0, description="Mean log-prob gap that stops the run; default by dtype.")
-    audit_max_tolerance: float | None = Field(None, gt=0, description="Largest gap that stops the run; default by dtype.")
+    audit_mean_tolerance: float | None = Field(
+        None, gt=0, description="Mean log-prob gap that stops the run; default by dtype."
+    )
+    audit_max_tolerance: float | None = Field(
+        None, gt=0, description="Largest gap that stops the run; default by dtype."
+    )
 
 
 class EvaluationSection(Section):

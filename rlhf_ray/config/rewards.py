@@ -15,7 +15,8 @@ class RewardSection(Section):
     replicas: int = Field(1, ge=1, le=256, description="Actors that score with this component.")
     timeout_s: float = Field(30.0, gt=0, description="Seconds one call may take (function) or one batch (neural).")
     on_failure: Literal["fail", "skip_sample", "leave_out"] = Field(
-        "fail", description="A call that raises, returns NaN or hangs: stop, drop the sample, or leave the component out."
+        "fail",
+        description="A call that raises, returns NaN or hangs: stop, drop the sample, or leave the component out.",
     )
 
 

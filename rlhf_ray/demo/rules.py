@@ -18,7 +18,7 @@ construct consume convert copy count create customize deactivate debug decide de
 decrease decrement define delegate delete deliver destroy detach detect determine disable disassemble discard
 disconnect dispatch display divide do download draw drop dump duplicate emit empty emulate enable encapsulate encode
 encrypt end ensure enter enumerate escape establish evaluate examine exchange execute exit expand export expose
-extend extract fail feed fetch fill filter finalize find finish fix flash flatten flush fold force fork format forward
+extend extract fail feed fetch fill filter finalize find finish fix flatten flush fold force fork format forward
 free freeze generate get give grab group guess handle hash hide identify ignore implement import increase
 increment indent indicate initialize insert inspect install instantiate instruct interpret interrupt invert invoke
 issue iterate join keep kill launch let limit link list listen load locate lock log look lookup lower make manage map

@@ -173,7 +173,7 @@ class PPOActors:
         columns, start = [], 0
         for batch in rollouts.batches:
             size = len(batch.meta["prompt_id"])
-            scores = {f"reward/{name}": values for name, values in batch.scores.items()}
+            scores = {f"reward/{name}": batch.scores[name] for name in self.rewards}
             columns.append(scores | {"reward": total[start : start + size]})
             start += size
         references = [batch.reference for batch in rollouts.batches] if self.reference is not None else None
