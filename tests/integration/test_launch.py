@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from ray_head import REPOSITORY, RayHead, ray_head
 
 pytestmark = pytest.mark.integration
