@@ -18,7 +18,7 @@ class Callback:
         """Actors are up, nothing is trained yet."""
 
     def on_iteration_end(self, iteration: int, metrics: dict[str, float]) -> None:
-        """An iteration (optimiser step, for SFT and reward models) is over; what is added to metrics is tracked too."""
+        """An iteration (optimiser step, for SFT and reward models) is over and its metrics are logged."""
 
     def on_checkpoint(self, path: Path) -> None:
         """A checkpoint is complete at `path`."""
