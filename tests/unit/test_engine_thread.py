@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 
 
 class FakeEngine:
-    """A request is (prompt, steps it takes); a prompt "bad" is refused, a step with "poison" running kills the engine."""
+    """A request is (prompt, steps it takes); a prompt "bad" is refused, and a step with "poison" kills the engine."""
 
     def __init__(self) -> None:
         self.left: dict[str, int] = {}
@@ -136,7 +136,7 @@ def test_waits_have_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     thread = EngineThread(lambda: engine)
     engine.gate.clear()
     stream = thread.submit([("a", 1)], admit=lambda: None)
-    with pytest.raises(InfrastructureError, match="did not answer within 0.05 s"):
+    with pytest.raises(InfrastructureError, match="did not answer within"):
         thread.call(lambda e: None, timeout_s=0.05)
     monkeypatch.setattr(engine_thread, "STALL_S", 0.1)
     with pytest.raises(InfrastructureError, match="no step for"):

@@ -1,4 +1,4 @@
-"""Which version a generator holds, over updates that go right and wrong; the engine is a fake that records its calls."""
+"""Which version a generator holds, over updates that go right and wrong, on a fake engine that records its calls."""
 
 from typing import Any
 
