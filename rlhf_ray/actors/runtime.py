@@ -121,7 +121,7 @@ def thread_environment(threads: int) -> dict[str, str]:
 def _logged(cls: type) -> type:
     """`cls` with a first constructor argument: the file that gets a copy of the process's output."""
 
-    class Logged(cls):  # type: ignore[misc]
+    class Logged(cls):
         def __init__(self, log: str, *args: Any) -> None:
             copy_output(log)
             super().__init__(*args)

@@ -102,10 +102,10 @@ class PPOTrainer:
             metrics["seconds/total"] = time.monotonic() - started
             metrics |= throughput(rollouts, metrics["seconds/total"])
             self.kl.update(metrics.get("kl/mean", 0.0), int(composed.keep.sum()))
+            self.callbacks.on_iteration_end(iteration + 1, metrics)
             result.history.append(metrics)
             session.trackers.log(iteration + 1, metrics)
             self.console.iteration(iteration + 1, total, metrics)
-            self.callbacks.on_iteration_end(iteration + 1, metrics)
 
             last = iteration + 1 == total or session.stop.requested
             if config.evaluation.every and (iteration + 1) % config.evaluation.every == 0 and not last:

@@ -137,10 +137,10 @@ class PPOActors:
 
     def _reference_pool(self, engine_dtype: str) -> ActorPool:
         config = self.config
-        section, dtype = config.reference, config.reference.dtype
+        section = config.reference
         name = section.model or config.model.name
         model = config.model.model_copy(update={"name": name, "lora": None})
-        dtype = engine_dtype if dtype == "auto" or config.run.exact else dtype
+        dtype = engine_dtype if section.dtype == "auto" or config.run.exact else section.dtype
         arguments = (model, dtype, section.tokens_per_batch, config.generation.temperature)
 
         def start(index: int) -> ActorHandle:

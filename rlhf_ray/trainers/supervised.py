@@ -91,7 +91,7 @@ class SupervisedTrainer(ABC):
         loaded = self.load(tokenizer)
         held_out = self.load(tokenizer, config.data.eval_path) if config.data.eval_path else None
         rows, per_step = loaded.table.num_rows, min(self.rows_per_step(), loaded.table.num_rows)
-        total = self.epochs() * rows // per_step
+        total = self.epochs() * (rows // per_step)
         with Session(config, self.stage, self.resume, console) as session:
             console.stage(self.title, config.model.name)
             console.facts(session.describe() | self._facts(loaded, held_out, per_step, total))
@@ -103,7 +103,7 @@ class SupervisedTrainer(ABC):
             return self._loop(session, learner, rows, per_step, total, evaluate=held_out is not None)
 
     def _facts(self, loaded: Loaded, held_out: Loaded | None, per_step: int, total: int) -> dict[str, object]:
-        facts = {"data": loaded.report.describe()}
+        facts: dict[str, object] = {"data": loaded.report.describe()}
         if held_out:
             facts["held out"] = held_out.report.describe()
         return facts | {"steps": f"{total} of {per_step} rows ({self.epochs()} epochs)"}
@@ -129,8 +129,8 @@ class SupervisedTrainer(ABC):
                 )
                 metrics["seconds/total"] = time.monotonic() - started
                 result.history.append(metrics)
-                session.trackers.log(step + 1, metrics)
                 self.callbacks.on_iteration_end(step + 1, metrics)
+                session.trackers.log(step + 1, metrics)
                 advance(1)
                 last = step + 1 == total or session.stop.requested
                 if last or time.monotonic() - shown > 10:
