@@ -3,9 +3,10 @@
     python benchmarks/bench_ppo_vs_trl.py --make-env     # once: the peer's environment in .venv-trl
     python benchmarks/bench_ppo_vs_trl.py                # 3 rounds, about 25 minutes on two cores
 
-In every round each workload runs on TRL, then here twice: `like-for-like` (float32, a critic of its own) and `recommended`
-(bfloat16, the value as a head on the policy's backbone). Each run has processes of its own, started when those of the run
-before are gone, with the same number of threads. A run's seconds are the median over its iterations after the first two.
+In every round each workload runs on TRL, then here twice: `like-for-like` (float32, a critic of its own) and
+`recommended` (bfloat16, the value as a head on the policy's backbone). Each run has processes of its own, started when
+those of the run before are gone, with the same number of threads. A run's seconds are the median over its iterations
+after the first two.
 """
 
 import argparse
@@ -119,11 +120,9 @@ def summarise(
     columns = ["workload, side", "s/iteration", "samples/s", "times TRL", "GFLOP", "of float32 rate", "reward"]
     report.table("Median over rounds (least to greatest)", columns, [_cells(row) for row in summary])
     first = statistics.mean(r["run"]["rewards"][0] for r in runs)
-    reached = ", ".join(
-        f"{w.name}: {next(r['samples'] for r in summary if r['workload'] == w.name)}" for w in workloads
-    )
+    reached = ", ".join(dict.fromkeys(f"{row['workload']}: {row['samples']}" for row in summary))
     report.notes += [
-        f"Reward: mean over the last {LAST} iterations, the same number of samples on all sides ({reached}); first {first:.3f}.",
+        f"Reward: mean over the last {LAST} iterations; samples seen, the same on all sides: {reached}; first {first:.3f}.",
         f"Matrix product [2048]^3 in this run: {rate['float32'] / 1e9:.0f} GFLOP/s float32, "
         f"{rate['bfloat16'] / 1e9:.0f} bfloat16. Fractions: {' '.join((FORMULA or '').split())}",
     ]

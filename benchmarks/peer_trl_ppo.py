@@ -3,7 +3,7 @@
     .venv-trl/bin/python benchmarks/peer_trl_ppo.py --workload 32x32 --folder DIR --iterations 10
 
 Runs in the peer's own environment and imports nothing of rlhf_ray. Policy, reference and critic start from the same
-folder as ours; the settings not named here are TRL's defaults, which ours match (clip ranges, lambda, k1 in the reward).
+folder as ours. What is not set here is TRL's default, and ours match it: clip ranges, lambda, k1 in the reward.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from side import give_result
 from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification, TrainerCallback
-from trl.experimental.ppo import PPOConfig, PPOTrainer
+from trl.experimental.ppo import PPOConfig, PPOTrainer  # type: ignore[import-not-found]
 from workload import WORKLOADS, Workload, read_prompts, vowel_share
 
 

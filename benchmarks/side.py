@@ -1,4 +1,4 @@
-"""Runs one side of a comparison in processes of its own, and sees that all of them are gone before the next one starts."""
+"""Runs one side of a comparison in processes of its own; the next one starts when all of them are gone."""
 
 import json
 import os

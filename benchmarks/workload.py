@@ -1,7 +1,7 @@
 """The task of the comparisons: a random 4.5M-parameter Llama is to write vowels. Nothing to download.
 
-Both sides get the same model folder, prompts, completion length and reward. The standard library only at import, so that
-the peers' environments, which have no rlhf_ray, read the same definitions.
+Both sides get the same model folder, prompts, completion length and reward. The standard library only at import, so
+that the peer's environment, which has no rlhf_ray, reads the same definitions.
 """
 
 import json
@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 VOCABULARY, HIDDEN, LAYERS, HEADS = 512, 256, 4, 4
-WORDS = (
-    "amber bridge copper delta ember forest garden harbour island jacket kettle lantern meadow needle orchard".split()
-)
+WORDS = ["amber", "bridge", "copper", "delta", "ember", "forest", "garden", "harbour", "island", "jacket", "kettle"]
 PROMPTS = 256
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
 
