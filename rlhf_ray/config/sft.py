@@ -17,6 +17,9 @@ from rlhf_ray.config.data import DemonstrationDataSection
 class SFTSection(Section):
     epochs: int = Field(1, ge=1, description="Passes over the demonstrations.")
     samples_per_step: int = Field(32, ge=1, description="Demonstrations per optimiser step over all ranks.")
+    train_on_prompt: bool = Field(
+        False, description="Let the loss cover the prompt too: for models from scratch. Evaluation never does."
+    )
     eval_every: int = Field(0, ge=0, description="Evaluate every so many steps; 0: before and after only.")
 
 

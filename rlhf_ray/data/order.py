@@ -11,9 +11,9 @@ def epoch_order(rows: int, seed: int, epoch: int, shuffle: bool = True) -> np.nd
 
 
 def draw(rows: int, per_step: int, step: int, seed: int, shuffle: bool = True) -> np.ndarray:
-    """The row indices of one step, int64 [per_step], when the epochs are laid end to end; a step may straddle them."""
-    start, stop = step * per_step, (step + 1) * per_step
-    first_epoch, last_epoch = start // rows, (stop - 1) // rows
-    epochs = [epoch_order(rows, seed, epoch, shuffle) for epoch in range(first_epoch, last_epoch + 1)]
-    offset = start - first_epoch * rows
-    return np.concatenate(epochs)[offset : offset + per_step]
+    """The row indices of one step, int64 [per_step], no row twice.
+
+    An epoch has rows // per_step steps; what is left over sits out that epoch, other rows in each when shuffled.
+    """
+    epoch, within = divmod(step, max(rows // per_step, 1))
+    return epoch_order(rows, seed, epoch, shuffle)[within * per_step : (within + 1) * per_step]

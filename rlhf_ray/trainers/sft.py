@@ -5,8 +5,11 @@ rlhf-ray sft --config configs/sft.yaml model.name=Qwen/Qwen2.5-0.5B data.path=de
 
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ray import schema
 from rlhf_ray.actors.learner_group import LearnerRanks
 from rlhf_ray.config import SFTConfig
 from rlhf_ray.data.demonstrations import load_demonstrations
@@ -21,7 +24,10 @@ class SFTTrainer(SupervisedTrainer):
     config: SFTConfig
 
     def load(self, tokenizer: PreTrainedTokenizerBase, path: str | None = None) -> Loaded:
-        return load_demonstrations(self.config.data, tokenizer, path)
+        loaded = load_demonstrations(self.config.data, tokenizer, path)
+        if path is None and self.config.sft.train_on_prompt:
+            return Loaded(_with_prompts(loaded.table), loaded.report)
+        return loaded
 
     def rows_per_step(self) -> int:
         return self.config.sft.samples_per_step
@@ -42,3 +48,10 @@ class SFTTrainer(SupervisedTrainer):
             "learning rate": metrics["policy/learning_rate"],
             "tokens/s": metrics["tokens"] / metrics["seconds/total"],
         }
+
+
+def _with_prompts(table: pa.Table) -> pa.Table:
+    """All tokens but the first, which nothing predicts, as if they were the response."""
+    field = schema.DEMONSTRATIONS.field("prompt_length")
+    ones = pa.array(np.ones(table.num_rows), field.type)
+    return table.set_column(table.schema.get_field_index(field.name), field, ones)
