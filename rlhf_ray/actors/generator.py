@@ -18,7 +18,7 @@ import pyarrow as pa
 import xxhash
 
 from rlhf_ray.actors.engine_thread import EngineThread
-from rlhf_ray.actors.sample_table import Sample, sample_meta, sample_table
+from rlhf_ray.actors.sample_table import Sample, continuations, sample_meta, sample_table
 from rlhf_ray.config.ppo import GenerationSection, SyncSection
 from rlhf_ray.errors import ConfigError, DataError, InfrastructureError
 from rlhf_ray.weights.bucket import Bucket, SentReceipt
@@ -204,9 +204,8 @@ class Generator:
             raise InfrastructureError(f"The engine gave up requests ({', '.join(map(str, lost))}).")
         texts = [completion.text for completion in completions]
         if decode:
-            texts = self._tokenizer.batch_decode(
-                [completion.token_ids for completion in completions], skip_special_tokens=True
-            )
+            prompts = [output.prompt_token_ids for _, output in batch]
+            texts = continuations(self._tokenizer, prompts, [completion.token_ids for completion in completions])
         samples = []
         for (position, _), completion, text in zip(batch, completions, texts, strict=True):
             row, index = divmod(position, samples_per_prompt)

@@ -10,6 +10,9 @@ import pyarrow as pa
 
 from rlhf_ray.schema import sample_schema
 
+#: prompt tokens decoded together with a response: a first token's text can depend on what stands before it
+_CONTEXT_TOKENS = 8
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -53,6 +56,18 @@ def sample_meta(table: pa.Table, samples: Sequence[Sample], policy_version: int,
         "policy_version": policy_version,
         "seconds": seconds,
     }
+
+
+def continuations(tokenizer: Any, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]]) -> list[str]:
+    """Text that each response adds to its prompt, without special tokens (a first space shows only in context)."""
+    tails = [prompt[-_CONTEXT_TOKENS:] for prompt in prompts]
+    before = tokenizer.batch_decode(tails, skip_special_tokens=True)
+    joined = [[*tail, *response] for tail, response in zip(tails, responses, strict=True)]
+    after = tokenizer.batch_decode(joined, skip_special_tokens=True)
+    return [
+        text[len(prefix) :] if text.startswith(prefix) else tokenizer.decode(response, skip_special_tokens=True)
+        for text, prefix, response in zip(after, before, responses, strict=True)
+    ]
 
 
 def _ragged(offsets: pa.Array, rows: Sequence[Sequence[Any]], dtype: pa.DataType) -> pa.Array:

@@ -108,6 +108,7 @@ def test_samples_stream_as_they_finish_with_their_meta(actors: SimpleNamespace) 
         ended = row["response_tokens"][-1] == EOS
         assert row["finish_reason"] == ("stop" if ended else "length")
         spoken = row["response_tokens"][:-1] if ended else row["response_tokens"]
+        assert row["response"].startswith(" "), "it continues the prompt's last word"
         assert row["response"].split() == [f"w{t}" for t in spoken if t < EOS - 1]
 
 

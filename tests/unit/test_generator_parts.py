@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from rlhf_ray.actors.generator import generator_environment, in_batches, in_order, sample_seed
-from rlhf_ray.actors.sample_table import Sample, sample_meta, sample_table
+from rlhf_ray.actors.sample_table import Sample, continuations, sample_meta, sample_table
 from rlhf_ray.config.ppo import GenerationSection
 from rlhf_ray.schema import PROMPTS, sample_schema
 
@@ -71,6 +71,22 @@ def test_the_table_joins_samples_with_their_prompts() -> None:
     assert meta["prompt_length"].tolist() == [1, 2]
     assert meta["response_length"].tolist() == [3, 1]
     assert meta["finish_reason"] == {"length": 1, "stop": 1}
+
+
+class SpacedTokenizer:
+    """Joins words with spaces; the decoding of a list has none in front, as with SentencePiece. Token 0 is special."""
+
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        text = " ".join(f"w{token}" for token in tokens if token or not skip_special_tokens)
+        return text.replace("w8 w9", "nine")  # a boundary that does not survive
+
+    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        return [self.decode(row, skip_special_tokens) for row in rows]
+
+
+def test_text_continues_the_prompt() -> None:
+    texts = continuations(SpacedTokenizer(), [[1, 2], [0], [3, 8], list(range(1, 30))], [[4, 0], [5], [9, 1], [2]])
+    assert texts == [" w4", "w5", "w9 w1", " w2"]
 
 
 def test_environment_names_the_threads_and_keeps_the_engine_in_process() -> None:
