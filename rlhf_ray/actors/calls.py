@@ -1,7 +1,7 @@
 """Waiting for actors: never without a deadline, and an error that names who, doing what, for how long."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -21,7 +21,8 @@ def result(ref: ray.ObjectRef, who: str) -> Any:
         raise error.as_instanceof_cause() from error
     except RayActorError as error:
         raise InfrastructureError(
-            f"{who} was lost: {str(error).splitlines()[0]} Its log is in the run folder."
+            f"{who} was lost: {cause_of_death(error)} Its log is in the run folder's logs/; --resume goes on from the "
+            "last checkpoint."
         ) from error
 
 
@@ -48,11 +49,34 @@ def wait_all(
             slow = refs.index(waiting[0])
             raise InfrastructureError(
                 f"waited {deadline_s:g} s for {who}/{slow} ({what}); it is {describe_health(actors[slow])}. "
-                "Its log is in the run folder; raise resources.start_timeout_s or call_timeout_s if it only needs longer."
+                "Its log is in the run folder's logs/; if it only needs longer, raise resources.start_timeout_s or "
+                "call_timeout_s."
             )
         for ref in ready:
             values[ref] = result(ref, f"{who}/{refs.index(ref)}")
     return [values[ref] for ref in refs]
+
+
+def cause_of_death(error: RayActorError) -> str:
+    """Why an actor is gone, in a sentence or two: what its constructor raised, or how its process ended."""
+    lines = str(error).splitlines()
+    if error.actor_init_failed:  # a traceback, whose lines are indented, and then what was raised
+        after = max((number for number, line in enumerate(lines) if line.startswith(" ")), default=0) + 1
+        return "it could not start: " + "\n".join(lines[after:] or lines)
+    return lines[-1].partition(" Some common causes")[0]
+
+
+def find_lost(actors: Mapping[str, ActorHandle], timeout_s: float = 5.0) -> dict[str, str]:
+    """Those of the named actors that are dead, with the cause of each death."""
+    probes = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
+    ready, _ = ray.wait(list(probes), num_returns=len(probes), timeout=timeout_s) if probes else ([], [])
+    lost = {}
+    for ref in ready:
+        try:
+            ray.get(ref)
+        except RayActorError as error:
+            lost[probes[ref]] = cause_of_death(error)
+    return lost
 
 
 def describe_health(actor: ActorHandle, timeout_s: float = 5.0) -> str:
@@ -64,5 +88,5 @@ def describe_health(actor: ActorHandle, timeout_s: float = 5.0) -> str:
     try:
         health = ray.get(probe)
     except RayActorError as error:
-        return f"dead ({str(error).splitlines()[0]})"
+        return f"dead ({cause_of_death(error)})"
     return f"{health['state']} for {health['since_s']:.0f} s"

@@ -68,7 +68,7 @@ class Learner:
             raise InfrastructureError(f"learner rank {self._rank} was called before it joined its group")
         return self._learner
 
-    # -- SFT and reward model -------------------------------------------------------------------------------------------------
+    # -- SFT and reward model -----------------------------------------------------------------------------------------
 
     def start_sft(self, table: pa.Table, eval_table: pa.Table | None) -> None:
         self._objective = self._ready.sft(table, eval_table)
@@ -91,7 +91,7 @@ class Learner:
         assert isinstance(self._objective, PairwiseObjective)
         return self._thread.call("measuring the scores", self._objective.score_moments)
 
-    # -- PPO ------------------------------------------------------------------------------------------------------------------
+    # -- PPO ----------------------------------------------------------------------------------------------------------
 
     def start_ppo(self, engine_dtype: str) -> None:
         self._objective = self._ready.ppo(engine_dtype)
@@ -118,7 +118,7 @@ class Learner:
             f"training iteration {iteration.number}", self._objective.train, index, fetch, iteration
         )
 
-    # -- weights --------------------------------------------------------------------------------------------------------------
+    # -- weights ------------------------------------------------------------------------------------------------------
 
     def publish(self, version: int, attempt: int, dtype: str, bucket_bytes: int) -> Iterator[Bucket | SentReceipt]:
         """Stream the policy's weights: rank 0 yields buckets and at last the receipt; the others help to gather."""

@@ -1,7 +1,7 @@
 """Who runs where: one placement group per run, refused before anything is loaded when it cannot fit.
 
-On CPUs all actors share the cores and reserve a fraction each. With enough GPUs every actor that computes gets its own; with fewer,
-learner rank i, generator i and their helpers share GPU i, which also lets weights travel by CUDA IPC.
+On CPUs all actors share the cores and reserve a fraction each. With enough GPUs every actor that computes gets its own;
+with fewer, learner rank i, generator i and their helpers share GPU i, which also lets weights travel by CUDA IPC.
 """
 
 from dataclasses import dataclass, field
@@ -57,13 +57,17 @@ def place(needs: list[ActorNeed], cluster: Cluster, resources: ResourcesSection)
     bundles, colocated = _bundles(needs, gpus, cpus_per_actor)
     described = [{"CPU": b.cpus} | ({"GPU": b.gpus} if b.gpus else {}) for b in bundles]
     group = placement_group(described, strategy="PACK")
-    ready, _ = ray.wait([group.ready()], timeout=resources.start_timeout_s)
-    if not ready:
+    try:
+        reserved = group.wait(resources.start_timeout_s)
+    except BaseException:  # Ctrl-C while waiting: a reservation that nobody holds would block the cluster
+        remove_placement_group(group)
+        raise
+    if not reserved:
         free = ray.available_resources()
         remove_placement_group(group)
         raise InfrastructureError(
-            f"waited {resources.start_timeout_s:g} s for {cpus:g} CPUs and {sum(b.gpus for b in bundles):g} GPUs; free now: "
-            f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs of {cluster.cpus:g} and {cluster.gpus}. "
+            f"waited {resources.start_timeout_s:g} s for {cpus:g} CPUs and {sum(b.gpus for b in bundles):g} GPUs; free "
+            f"now: {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs of {cluster.cpus:g} and {cluster.gpus}. "
             "Another job holds them: wait for it, or raise resources.start_timeout_s."
         )
     places = {
@@ -79,6 +83,10 @@ def place(needs: list[ActorNeed], cluster: Cluster, resources: ResourcesSection)
 def _bundles(needs: list[ActorNeed], gpus: int, cpus_per_actor: float) -> tuple[list[_Bundle], bool]:
     """Bundles for the placement group, and whether actors share GPUs."""
     plain = [_Bundle(cpus_per_actor, 0, [n]) for n in needs if not n.gpus or not gpus]
+    if not gpus and (spanning := [n for n in needs if n.gpus > 1]):
+        raise ConfigError(
+            f"generation.tensor_parallel_size: {spanning[0].gpus} asks for as many GPUs per engine, and the run has none"
+        )
     if not gpus:
         return plain, False
     heavy = [n for n in needs if n.gpus]
@@ -86,8 +94,8 @@ def _bundles(needs: list[ActorNeed], gpus: int, cpus_per_actor: float) -> tuple[
         return plain + [_Bundle(cpus_per_actor, n.gpus, [n]) for n in heavy], False
     if any(n.gpus > 1 for n in heavy):
         raise ConfigError(
-            f"the actors ask for {sum(n.gpus for n in heavy)} GPUs of their own and {gpus} are available; engines that span "
-            "several GPUs cannot share them. Lower generation.tensor_parallel_size, replicas or learner.ranks."
+            f"the actors ask for {sum(n.gpus for n in heavy)} GPUs of their own and {gpus} are available; engines that "
+            "span several GPUs cannot share them. Lower generation.tensor_parallel_size, replicas or learner.ranks."
         )
     slots = [_Bundle(0, 1, []) for _ in range(gpus)]
     for member in heavy:

@@ -1,7 +1,7 @@
 """Replicas of one stateless actor behind one queue: bounded requests in flight, deadlines, restart of what died.
 
-A call ends in one of three ways: a value, an error of the actor's own code (raised here, it would fail again elsewhere), or the
-loss of the actor (it is restarted, the call goes back into the queue).
+A call ends in one of three ways: a value, an error of the actor's own code (raised here, it would fail again
+elsewhere), or the loss of the actor (it is restarted, the call goes back into the queue).
 """
 
 import time

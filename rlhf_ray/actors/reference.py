@@ -21,15 +21,20 @@ class Reference:
         self._section, self._dtype = section, dtype
         self._tokens_per_batch, self._temperature = tokens_per_batch, temperature
         self._thread = OwnedThread()
-        self._thread.call("loading the model", self._load)
-
-    def _load(self) -> None:
         self._device = default_device()
-        dtype = resolve_dtype(self._dtype, self._device)  # type: ignore[arg-type]
-        self._network = PolicyNetwork(load_causal_lm(self._section, dtype)).to(self._device).eval()
+        self._network: PolicyNetwork | None = None
 
     def ready(self) -> dict[str, Any]:
-        return {"dtype": str(next(self._network.parameters()).dtype).removeprefix("torch.")}
+        """Load the model. Raises ConfigError when it cannot be loaded."""
+        network = self._thread.call("loading the model", self._loaded)
+        return {"dtype": str(next(network.parameters()).dtype).removeprefix("torch.")}
+
+    def _loaded(self) -> PolicyNetwork:
+        """The network, loaded when it is first asked for: an actor that replaces a lost one is sent samples at once."""
+        if self._network is None:
+            dtype = resolve_dtype(self._dtype, self._device)  # type: ignore[arg-type]
+            self._network = PolicyNetwork(load_causal_lm(self._section, dtype)).to(self._device).eval()
+        return self._network
 
     def health(self) -> dict[str, Any]:
         return self._thread.health()
@@ -44,10 +49,11 @@ class Reference:
             [row.values.to_numpy() for row in samples[n]] for n in ("prompt_tokens", "response_tokens")
         )
         sequences = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
+        network = self._loaded()
         answers: list[np.ndarray] = [np.zeros(0, np.float32)] * len(sequences)
         for group in split_by_tokens([len(s) for s in sequences], self._tokens_per_batch):
             batch = TokenBatch.build([sequences[i] for i in group], [len(prompts[i]) for i in group], self._device)
-            padded = batch.pad(self._network(batch, self._temperature).logprobs)
+            padded = batch.pad(network(batch, self._temperature).logprobs)
             for index, values in zip(group, batch.unpad(padded), strict=True):
                 answers[index] = values
         columns = [samples["prompt_id"], samples["sample_index"], pa.array(answers, pa.list_(pa.float32()))]

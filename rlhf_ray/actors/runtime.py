@@ -31,7 +31,7 @@ class Cluster:
 
 
 def connect(resources: ResourcesSection, verbose: bool = False) -> Cluster:
-    """Join the configured cluster, or start a local Ray; raises InfrastructureError when the address does not answer."""
+    """Join the configured cluster, or start a local Ray. Raises InfrastructureError where nothing answers."""
     address = resources.ray_address or os.environ.get("RAY_ADDRESS")
     started = not ray.is_initialized()
     if started:
@@ -53,11 +53,12 @@ def connect(resources: ResourcesSection, verbose: bool = False) -> Cluster:
             ) from error
     total = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    cores = int(min(node["Resources"].get("CPU", 1) for node in nodes))
+    # A head that runs no actors often says that it has no CPUs.
+    cores = [int(node["Resources"]["CPU"]) for node in nodes if node["Resources"].get("CPU", 0) >= 1]
     return Cluster(
         cpus=total.get("CPU", 0),
         gpus=int(total.get("GPU", 0)),
-        cores_per_node=max(cores, 1),
+        cores_per_node=min(cores, default=1),
         local=not address,
         started=started,
         dashboard=_dashboard(),
@@ -91,6 +92,7 @@ class ActorStarter:
 
     def __init__(self, run: str, logs: Path, threads: int) -> None:
         self.run, self.logs, self.threads = run, logs, threads
+        self.actors: dict[str, ray.actor.ActorHandle] = {}  # <kind>/<index> -> the actor last started there
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(
@@ -107,7 +109,8 @@ class ActorStarter:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
             "runtime_env": {"env_vars": thread_environment(self.threads) | (environment or {})},
         }
-        return ray.remote(_logged(cls)).options(**options).remote(str(log), *args)
+        self.actors[f"{kind}/{index}"] = actor = ray.remote(_logged(cls)).options(**options).remote(str(log), *args)
+        return actor
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -132,7 +135,7 @@ def _logged(cls: type) -> type:
 
 
 def copy_output(path: str) -> None:
-    """Send this process's stdout and stderr to `path` as well. A small `tee` process does it, so that a crash loses nothing."""
+    """Send this process's stdout and stderr to `path` as well, through a `tee` process: a crash loses nothing."""
     sys.stdout.flush()
     sys.stderr.flush()
     tee = subprocess.Popen(["tee", "-a", path], stdin=subprocess.PIPE)

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from rlhf_ray.actors.thread import OwnedThread
 from rlhf_ray.config.rewards import FunctionRewardSection, NeuralRewardSection
-from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.rewards.failure import RewardFailure
 from rlhf_ray.rewards.sandbox import CallFailure, Sandbox
 from rlhf_ray.schema import reward_schema
@@ -101,10 +100,6 @@ class NeuralScorer(_Scorer):
 
     def score(self, table: pa.Table) -> Scored:
         """Score each row; a score that is not finite is that sample's failure."""
-        if self._reward is None:
-            raise InfrastructureError(
-                f"Reward scorer `{self.name}` was asked to score before ready() loaded its model."
-            )
         return self._thread.call("scoring", self._score, table)
 
     def _load(self) -> str:
@@ -120,6 +115,8 @@ class NeuralScorer(_Scorer):
         return str(device)
 
     def _score(self, table: pa.Table) -> Scored:
+        if self._reward is None:  # an actor that replaces a lost one is sent samples at once
+            self._load()
         scores: list[float] = self._reward.score(table)
         failed = {
             row: CallFailure("not_finite", f"scored {score}; the model overflows or is damaged (try dtype: float32)")

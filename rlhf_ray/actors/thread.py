@@ -12,7 +12,8 @@ T = TypeVar("T")
 class OwnedThread:
     """Runs calls one after the other on a thread of its own and knows what it is doing.
 
-    Torch keeps its thread pool per calling thread, so compute must not wander between the threads that Ray lends a method.
+    Torch keeps its thread pool per calling thread, so compute must not wander between the threads that Ray lends a
+    method.
     """
 
     def __init__(self) -> None:
@@ -20,7 +21,7 @@ class OwnedThread:
         self._state, self._since = "idle", time.monotonic()
 
     def call(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of `function` run on the owned thread; exceptions pass through. `what` names it in health answers."""
+        """The result of `function` run on the owned thread; exceptions pass through. `what` is for health answers."""
 
         def run() -> T:
             self._state, self._since = what, time.monotonic()

@@ -1,6 +1,7 @@
 """Writes every rollout to Parquet, off the training loop."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,17 +9,19 @@ import pyarrow.parquet as pq
 import ray
 
 from rlhf_ray import schema
+from rlhf_ray.actors.thread import OwnedThread
 
 
 class RolloutWriter:
     """Joins an iteration's batches with their answers and writes one file, whole or not at all."""
 
     def __init__(self, folder: str) -> None:
+        self._thread = OwnedThread()
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def ready(self) -> dict[str, str]:
-        return {"folder": str(self._folder)}
+    def health(self) -> dict[str, Any]:
+        return self._thread.health()
 
     def write(
         self,
@@ -31,6 +34,15 @@ class RolloutWriter:
 
         `columns` has one dict per batch, each array in the batch's row order; NaN is stored as null.
         """
+        return self._thread.call(f"writing {stem}", self._write, stem, samples, references, columns)
+
+    def _write(
+        self,
+        stem: str,
+        samples: list[ray.ObjectRef],
+        references: list[ray.ObjectRef] | None,
+        columns: list[dict[str, np.ndarray]],
+    ) -> str:
         tables = []
         for number, batch in enumerate(ray.get(samples)):
             table = batch

@@ -2,8 +2,9 @@
 
     rlhf-ray demo
 
-Small sizes, nothing else is special: the same trainers, actors, engine and syncs as for a large model. Its configurations are in
-`rlhf_ray/demo/configs/`; the run folders keep them resolved, so that any stage can be run again by `rlhf-ray <stage> --config`.
+Small sizes, nothing else is special: the same trainers, actors, engine and syncs as for a large model. Its
+configurations are in `rlhf_ray/demo/configs/`; the run folders keep them resolved, so that any stage can be run again by
+`rlhf-ray <stage> --config`.
 """
 
 import time
@@ -25,12 +26,21 @@ from rlhf_ray.trainers.sft import SFTTrainer
 QUICK = {
     "sft": ["sft.epochs=1", "data.max_samples=480"],
     "reward": ["reward.epochs=1", "data.max_samples=240"],
-    "ppo": ["ppo.iterations=2", "ppo.prompts_per_iteration=32", "ppo.samples_per_minibatch=16", "evaluation.prompts=32"],
+    "ppo": [
+        "ppo.iterations=2",
+        "ppo.prompts_per_iteration=32",
+        "ppo.samples_per_minibatch=16",
+        "evaluation.prompts=32",
+    ],
 }
 
 
 def run_demo(
-    root: Path = Path("runs"), name: str | None = None, seed: int = 0, quick: bool = False, console: Console | None = None
+    root: Path = Path("runs"),
+    name: str | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    console: Console | None = None,
 ) -> PPOResult:
     """All stages in one folder, `<root>/<name>/{data,sft,reward,ppo}`; the result of the last."""
     started, console = time.monotonic(), console or Console()
@@ -56,7 +66,9 @@ def _stages(files: DemoFiles, folder: Path, seed: int, quick: bool, console: Con
         common = [f"run.root={folder}", f"run.name={stage}", f"run.seed={seed}"]
         return [*common, *places, *(QUICK[stage] if quick else [])]
 
-    sft = overrides("sft", model__name=files.base, data__path=files.demonstrations, data__eval_path=files.demonstrations_eval)
+    sft = overrides(
+        "sft", model__name=files.base, data__path=files.demonstrations, data__eval_path=files.demonstrations_eval
+    )
     SFTTrainer(load_config(SFTConfig, [_packaged("sft")], sft), console=console).train()
     reward = overrides(
         "reward", model__name=files.reward_base, data__path=files.preferences, data__eval_path=files.preferences_eval

@@ -2,8 +2,9 @@
 
     rlhf-ray ppo --config configs/ppo.yaml model.name=Qwen/Qwen2.5-0.5B-Instruct learner.learning_rate=1e-5
 
-Clipped PPO with GAE over response tokens (Schulman et al. 2015, 2017; Ouyang et al. 2022), synchronous and on-policy. `train`
-is the whole iteration, top to bottom; `ppo_actors` starts what it calls, `rollouts` streams, `evaluation` compares.
+Clipped PPO with GAE over response tokens (Schulman et al. 2015, 2017; Ouyang et al. 2022), synchronous and on-policy.
+`_loop` is the whole iteration, top to bottom; `ppo_actors` starts what it calls, `rollouts` streams, `evaluation`
+compares.
 """
 
 import time
@@ -28,7 +29,7 @@ from rlhf_ray.schema import sample_schema
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.callbacks import Callback, Callbacks
 from rlhf_ray.trainers.evaluation import Evaluation, compare, show_samples
-from rlhf_ray.trainers.ppo_actors import PPOActors, check_before_start, check_functions, model_context
+from rlhf_ray.trainers.ppo_actors import PPOActors, check_before_start, check_functions, prompt_limit
 from rlhf_ray.trainers.rollouts import Rollouts
 from rlhf_ray.trainers.session import Session
 
@@ -64,7 +65,7 @@ class PPOTrainer:
         """Run to the configured length (or to Ctrl-C); the policy is saved either way."""
         config = self.config
         tokenizer = check_before_start(config)
-        limit = config.data.max_prompt_tokens or model_context(config) - config.generation.max_new_tokens
+        limit = prompt_limit(config)
         prompts = load_prompts(config.data, tokenizer, limit)
         held_out = load_prompts(config.data, tokenizer, limit, config.data.eval_path) if config.data.eval_path else None
         columns = sample_schema(prompts.table.schema).names
@@ -102,10 +103,10 @@ class PPOTrainer:
             metrics["seconds/total"] = time.monotonic() - started
             metrics |= throughput(rollouts, metrics["seconds/total"])
             self.kl.update(metrics.get("kl/mean", 0.0), int(composed.keep.sum()))
-            self.callbacks.on_iteration_end(iteration + 1, metrics)
             result.history.append(metrics)
             session.trackers.log(iteration + 1, metrics)
             self.console.iteration(iteration + 1, total, metrics)
+            self.callbacks.on_iteration_end(iteration + 1, metrics)
 
             last = iteration + 1 == total or session.stop.requested
             if config.evaluation.every and (iteration + 1) % config.evaluation.every == 0 and not last:

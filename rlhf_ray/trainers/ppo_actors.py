@@ -5,14 +5,13 @@
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from rlhf_ray.actors.calls import call_all, result
+from rlhf_ray.actors.calls import call_all, wait_all
 from rlhf_ray.actors.generator import Generator, generator_environment
 from rlhf_ray.actors.placement import ActorNeed
 from rlhf_ray.actors.pool import ActorPool
@@ -21,9 +20,12 @@ from rlhf_ray.actors.scorer import FunctionScorer, NeuralScorer
 from rlhf_ray.actors.writer import RolloutWriter
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.arithmetic import ppo_arithmetic
+from rlhf_ray.config.common import ModelSection
 from rlhf_ray.config.rewards import FunctionRewardSection, RewardComponent
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.hub import check_model, load_tokenizer
+from rlhf_ray.hub import check_model, explain_hub_error, load_tokenizer
+from rlhf_ray.learner.ppo import generator_logprobs_serve
+from rlhf_ray.learner.rank import critic_kind, critic_source
 from rlhf_ray.rewards.function import bind_function
 from rlhf_ray.trainers.rollouts import RolloutCollector, Rollouts
 from rlhf_ray.trainers.session import Session, learner_needs
@@ -37,6 +39,7 @@ PATIENCE = 3
 def check_before_start(config: PPOConfig) -> PreTrainedTokenizerBase:
     """Everything that can be found wrong without an actor; returns the policy's tokenizer."""
     ppo_arithmetic(config)
+    generator_logprobs_serve(config)  # refuses ppo.old_logprobs=generator where it would be biased
     check_model(config.model.name, config.model.revision)
     if config.reference.model:
         check_model(config.reference.model)
@@ -48,6 +51,7 @@ def check_before_start(config: PPOConfig) -> PreTrainedTokenizerBase:
     for section in enabled.values():
         if not isinstance(section, FunctionRewardSection):
             check_model(section.model, section.revision)
+    _check_vocabularies(config)
     model = config.model
     return load_tokenizer(model.tokenizer or model.name, model.revision, model.trust_remote_code)
 
@@ -59,15 +63,54 @@ def check_functions(config: PPOConfig, columns: list[str]) -> None:
             bind_function(section.function, section.arguments, columns)
 
 
-def model_context(config: PPOConfig) -> int:
-    """Tokens of prompt and response together that the policy takes."""
-    if config.generation.max_context_tokens:
-        return config.generation.max_context_tokens
-    options = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}
-    context = getattr(AutoConfig.from_pretrained(config.model.name, **options), "max_position_embeddings", None)
+def prompt_limit(config: PPOConfig) -> int:
+    """The longest prompt, in tokens, that leaves room for the longest response.
+
+    Raises:
+        ConfigError: there is no such room, or the configuration asks for more than the model has.
+    """
+    model, response = config.model.name, config.generation.max_new_tokens
+    stated = getattr(_model_config(config.model, model), "max_position_embeddings", None)
+    context = config.generation.max_context_tokens or stated
     if context is None:
-        raise ConfigError(f"{config.model.name} does not state its context: set generation.max_context_tokens")
-    return int(context)
+        raise ConfigError(f"{model} does not state its context: set generation.max_context_tokens")
+    if stated is not None and context > stated:
+        raise ConfigError(f"generation.max_context_tokens: {context}, but {model} takes {stated} tokens at most")
+    if context <= response:
+        raise ConfigError(
+            f"generation.max_new_tokens: {response} leaves no room for a prompt in the context of {context} tokens"
+        )
+    limit = config.data.max_prompt_tokens or context - response
+    if limit + response > context:
+        raise ConfigError(
+            f"data.max_prompt_tokens: {limit} and generation.max_new_tokens ({response}) exceed the context of "
+            f"{context} tokens together; lower one of them"
+        )
+    return limit
+
+
+def _check_vocabularies(config: PPOConfig) -> None:
+    """The critic and the reference read the policy's tokens."""
+    policy = config.model.name
+    others = {"reference.model": config.reference.model}
+    if critic_kind(config) == "separate":
+        others["critic.init_from"] = critic_source(config)
+    size = _model_config(config.model, policy).vocab_size
+    for key, name in others.items():
+        if name and (other := _model_config(config.model, name).vocab_size) != size:
+            raise ConfigError(
+                f"{key}: {name} has a vocabulary of {other}, the policy {policy} one of {size}; they must share a "
+                f"tokenizer. Set {key}={policy} to start from the policy."
+            )
+
+
+def _model_config(section: ModelSection, name: str) -> PretrainedConfig:
+    """The configuration file of the policy, or of another model that is loaded with the policy's options."""
+    revision = section.revision if name == section.name else None
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=section.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise explain_hub_error(name, error) from error
 
 
 class PPOActors:
@@ -183,7 +226,5 @@ class PPOActors:
     def finish_writing(self) -> None:
         """Wait for the rollouts that are being written."""
         for ref in self._writing:
-            ready, _ = ray.wait([ref], timeout=self.config.resources.call_timeout_s)
-            if ready:
-                result(ref, "writer/0")
+            wait_all([ref], [self.writer], "writer", "writing", deadline_s=self.config.resources.call_timeout_s)
         self._writing = []

@@ -2,7 +2,8 @@
 
     rlhf-ray reward --config configs/reward.yaml model.name=Qwen/Qwen2.5-0.5B data.path=preferences.jsonl
 
-The scores' mean and standard deviation over the training pairs are stored with the model, so that PPO gets normalised rewards.
+The scores' mean and standard deviation over the training pairs are stored with the model, so that PPO gets normalised
+rewards.
 """
 
 from pathlib import Path

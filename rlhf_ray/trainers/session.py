@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -10,11 +11,13 @@ from typing import Any, Self
 import ray
 from ray.actor import ActorHandle
 
+from rlhf_ray.actors.calls import find_lost
 from rlhf_ray.actors.learner import Learner
 from rlhf_ray.actors.learner_group import LearnerRanks
 from rlhf_ray.actors.placement import ActorNeed, Placement, place
 from rlhf_ray.actors.runtime import ActorStarter, Cluster, connect, disconnect
 from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
+from rlhf_ray.errors import InfrastructureError, RLHFRayError
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.tracking.tracker import Trackers, make_trackers
 from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints
@@ -37,37 +40,44 @@ class Session:
         self.stop = StopSignal(console)
 
     def __enter__(self) -> Self:
-        self.folder.write_start(self.config)
-        self.trackers: Trackers = make_trackers(
-            self.config.tracking, self.folder.path, self.config, self._resume_step()
-        )
-        self.cluster: Cluster = connect(self.config.resources, self.config.tracking.verbose)
-        threads = self.config.resources.threads or self.cluster.cores_per_node
-        self.starter = ActorStarter(self.folder.name, self.folder.logs, threads)
-        self.placement: Placement | None = None
-        self.stop.install()
+        config, resume_step = self.config, self.resumed.step if self.resumed else None
+        with ExitStack() as ending:
+            self.folder.write_start(config)
+            self.trackers: Trackers = make_trackers(config.tracking, self.folder.path, config, resume_step)
+            ending.callback(self.trackers.close)
+            self.cluster: Cluster = connect(config.resources, config.tracking.verbose)
+            ending.callback(disconnect, self.cluster)
+            threads = config.resources.threads or self.cluster.cores_per_node
+            self.starter = ActorStarter(self.folder.name, self.folder.logs, threads)
+            self.stop.install()
+            ending.callback(self.stop.uninstall)
+            self._ending = ending.pop_all()
         return self
 
-    def _resume_step(self) -> int | None:
-        return self.resumed.step if self.resumed else None
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        with self._ending:
+            if isinstance(error, Exception) and not isinstance(error, RLHFRayError):
+                self._blame_lost_actors(error)
 
-    def __exit__(self, *exception: object) -> None:
-        self.stop.uninstall()
-        self.trackers.close()
-        if self.placement is not None:
-            self.placement.release()
-        disconnect(self.cluster)
+    def _blame_lost_actors(self, error: Exception) -> None:
+        """When a rank dies, another may be the first to say so, by an error of its torn collective call."""
+        if lost := find_lost(self.starter.actors):
+            names = "; ".join(f"{name} was lost: {cause}" for name, cause in lost.items())
+            raise InfrastructureError(
+                f"{names} The logs are in {self.folder.logs}; --resume {self.folder.path} goes on from the last "
+                "checkpoint."
+            ) from error
 
     def reserve(self, needs: Sequence[ActorNeed]) -> Placement:
         """Reserve the places of all actors at once; refused here if they do not fit."""
         self.placement = place(list(needs), self.cluster, self.config.resources)
+        self._ending.callback(self.placement.release)  # ends the actors, whatever ends the run
         return self.placement
 
     def start(
         self, kind: str, index: int, cls: type, *arguments: Any, environment: dict[str, str] | None = None
     ) -> ActorHandle:
         """Start the actor that has been given place (kind, index)."""
-        assert self.placement is not None
         place = self.placement.places[kind, index]
         return self.starter.start(kind, index, place, cls, *arguments, environment=environment)
 

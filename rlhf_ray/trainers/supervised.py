@@ -129,8 +129,8 @@ class SupervisedTrainer(ABC):
                 )
                 metrics["seconds/total"] = time.monotonic() - started
                 result.history.append(metrics)
-                self.callbacks.on_iteration_end(step + 1, metrics)
                 session.trackers.log(step + 1, metrics)
+                self.callbacks.on_iteration_end(step + 1, metrics)
                 advance(1)
                 last = step + 1 == total or session.stop.requested
                 if last or time.monotonic() - shown > 10:
