@@ -53,8 +53,9 @@ class ReceiptSource(WeightSource):
 class GeneratorClient:
     """vLLM's `VLLMWeightSyncClient` over our generator actors, for the update that `announce` names."""
 
-    def __init__(self, generators: Sequence[ActorHandle], timeout_s: float) -> None:
+    def __init__(self, generators: Sequence[ActorHandle], workers_each: int, timeout_s: float) -> None:
         self._generators = list(generators)
+        self._workers_each = workers_each
         self._timeout_s = timeout_s
         self._announced = (0, 0)
         self.receipts: list[dict[str, Any]] = []
@@ -63,7 +64,13 @@ class GeneratorClient:
         self._announced = (version, attempt)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._all("init_transfer", init_info)
+        """Every replica opens the transport; in the NCCL group its workers stand behind those of the one before."""
+        infos = [dict(init_info) for _ in self._generators]
+        for replica, info in enumerate(infos):
+            if "rank_offset" in info:
+                info["rank_offset"] += replica * self._workers_each
+        calls = [g.init_transfer.remote(info) for g, info in zip(self._generators, infos, strict=True)]
+        ray.get(calls, timeout=self._timeout_s)
 
     def start_weight_update(self) -> None:
         self._all("begin_update", *self._announced)
@@ -83,26 +90,30 @@ class GPUPublisher:
 
     Args:
         transport: "nccl" or "ipc".
-        world_size: NCCL ranks in all: one for the learner's rank 0, and one per generator worker.
+        dtype: torch dtype name on the wire, the engine's.
+        address: host:port on rank 0's node, free, where an NCCL group meets.
+        tensor_parallel_size: workers of each generator.
+        rank: of this learner process.
+        named_tensors: the full weights, anew at each call; iterating gathers them on all ranks together.
     """
 
     def __init__(
         self,
         transport: str,
+        dtype: str,
+        generators: Sequence[ActorHandle],
+        address: str,
+        tensor_parallel_size: int,
+        timeout_s: float,
+        *,
         rank: int,
         named_tensors: Callable[[], NamedTensors],
-        dtype: torch.dtype,
-        generators: Sequence[ActorHandle],
-        *,
-        master_address: str = "",
-        master_port: int = 0,
-        world_size: int = 0,
-        timeout_s: float = 600,
     ) -> None:
-        self._source = ReceiptSource(named_tensors, dtype)
-        self._client = GeneratorClient(generators, timeout_s)
+        self._source = ReceiptSource(named_tensors, getattr(torch, dtype))
+        self._client = GeneratorClient(generators, tensor_parallel_size, timeout_s)
+        host, port = address.rsplit(":", 1)
         info = (
-            NCCLTrainerInitInfo(master_address, master_port, world_size, rank=rank)
+            NCCLTrainerInitInfo(host, int(port), 1 + len(generators) * tensor_parallel_size, rank=rank)
             if transport == "nccl"
             else IPCTrainerInitInfo(packed=True, rank=rank)
         )

@@ -34,10 +34,16 @@ class SyncReport:
 
 
 class WeightSync:
-    """Publishes the learner's weights to all generators, over the object store.
+    """Publishes the learner's weights to all generators and proves that they arrived.
 
-    Every learner rank has a method `publish(version, attempt, dtype, bucket_bytes)`, a generator: all ranks gather
-    the weights together, rank 0 yields what `bucket.stream_weights` yields, the others nothing.
+    Over the object store, every learner rank has a method `publish(version, attempt, dtype, bucket_bytes)`, a
+    generator: all ranks gather the weights together, rank 0 yields what `bucket.stream_weights` yields, the others
+    nothing. Over NCCL or CUDA IPC, every rank has `open_transport(...)` and `publish_direct(version, attempt)`: those
+    of a `gpu_transport.GPUPublisher`, constructed with the same arguments.
+
+    Args:
+        section: with `transport` resolved (`choose_transport`); "auto" is the object store.
+        dtype: the engine's, in which weights travel.
     """
 
     def __init__(
@@ -50,9 +56,16 @@ class WeightSync:
     ) -> None:
         self.learner_ranks = list(learner_ranks)
         self.generators = list(generators)
+        self._transport = section.transport
         self._bucket_bytes = section.bucket_mib * 2**20
         self._dtype = dtype
         self._timeout_s = timeout_s
+
+    def connect(self, address: str, tensor_parallel_size: int) -> None:
+        """Open NCCL or CUDA IPC between learner and generators; `address` is a free host:port on rank 0's node."""
+        arguments = (self._transport, self._dtype, self.generators, address, tensor_parallel_size, self._timeout_s)
+        opening = [rank.open_transport.remote(*arguments) for rank in self.learner_ranks]
+        self._get(opening, "to open the transport")
 
     def publish(self, version: int, attempt: int = 0) -> SyncReport:
         """Make every generator sample from the learner's present weights, as (attempt, version), and prove it.
@@ -62,17 +75,23 @@ class WeightSync:
             InfrastructureError: an actor was lost, or did not answer in time.
         """
         started = time.perf_counter()
+        if self._transport in ("nccl", "ipc"):
+            sending = [rank.publish_direct.remote(version, attempt) for rank in self.learner_ranks]
+            sent, received = self._get(sending, "to send the weights")[0]
+        else:
+            sent, received = self._publish_buckets(version, attempt)
+        self._audit(sent, received)
+        return SyncReport(version, time.perf_counter() - started, sent.nbytes, len(sent.digests))
+
+    def _publish_buckets(self, version: int, attempt: int) -> tuple[SentReceipt, list[dict[str, Any]]]:
         beginning = [generator.begin_update.remote(version, attempt) for generator in self.generators]
         streams = [self._stream(rank, version, attempt) for rank in self.learner_ranks]
         self._get(beginning, "to begin the update")
         sent = self._forward(streams[0])
         for stream in streams[1:]:
             self._get(stream.completed(), "to end the gathering on another learner rank")
-        received = self._get(
-            [generator.finish_update.remote() for generator in self.generators], "to finish the update"
-        )
-        self._audit(sent, received)
-        return SyncReport(version, time.perf_counter() - started, sent.nbytes, len(sent.digests))
+        finishing = [generator.finish_update.remote() for generator in self.generators]
+        return sent, self._get(finishing, "to finish the update")
 
     def _stream(self, rank: ActorHandle, version: int, attempt: int) -> Any:
         streaming = rank.publish.options(num_returns="streaming", _generator_backpressure_num_objects=IN_FLIGHT)

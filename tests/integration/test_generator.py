@@ -62,9 +62,9 @@ def actors(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     learner = ray.remote(FakeLearner).options(num_cpus=0.1, runtime_env={"env_vars": here}).remote(path)
     assert ray.get(generators[0].health.remote(), timeout=120)["state"] == "loading"
     ray.get([generator.ready.remote() for generator in generators])
-    yield SimpleNamespace(
-        generators=generators, learner=learner, sync=WeightSync([learner], generators, SyncSection(), "float32")
-    )
+    sync = WeightSync([learner], generators, SyncSection(), "float32", timeout_s=120)
+    sync._bucket_bytes = 20_000  # a dozen buckets of a model this small
+    yield SimpleNamespace(generators=generators, learner=learner, sync=sync)
     for actor in [*generators, learner]:
         ray.kill(actor)
 
