@@ -173,7 +173,7 @@ def free_address() -> str:
 
 def single_rank() -> LearnerGroup:
     torch.set_num_threads(1)
-    return LearnerGroup(0, 1, free_address(), torch.device("cpu"), 60)
+    return LearnerGroup(0, 1, free_address(), torch.device("cpu"), 300)
 
 
 class Ranks:
@@ -190,7 +190,7 @@ class Ranks:
             self._connections.append(ours)
             self._processes.append(process)
 
-    def run(self, function: Callable[..., Any], *arguments: Any, timeout_s: float = 120) -> list[Any]:
+    def run(self, function: Callable[..., Any], *arguments: Any, timeout_s: float = 300) -> list[Any]:
         """The results in rank order; raises the first error. A rank that does not answer is an error too."""
         for connection in self._connections:
             connection.send((function, arguments))
@@ -213,7 +213,7 @@ class Ranks:
 
 def _serve(rank: int, size: int, address: str, connection: Connection) -> None:
     torch.set_num_threads(1)
-    group = LearnerGroup(rank, size, address, torch.device("cpu"), 60)
+    group = LearnerGroup(rank, size, address, torch.device("cpu"), 300)
     while (work := connection.recv()) is not None:
         function, arguments = work
         try:

@@ -85,7 +85,7 @@ def _bundles(needs: list[ActorNeed], gpus: int, cpus_per_actor: float) -> tuple[
     plain = [_Bundle(cpus_per_actor, 0, [n]) for n in needs if not n.gpus or not gpus]
     if not gpus and (spanning := [n for n in needs if n.gpus > 1]):
         raise ConfigError(
-            f"generation.tensor_parallel_size: {spanning[0].gpus} asks for as many GPUs per engine, and the run has none"
+            f"generation.tensor_parallel_size: {spanning[0].gpus} asks for as many GPUs per engine, the run has none"
         )
     if not gpus:
         return plain, False
@@ -96,6 +96,12 @@ def _bundles(needs: list[ActorNeed], gpus: int, cpus_per_actor: float) -> tuple[
         raise ConfigError(
             f"the actors ask for {sum(n.gpus for n in heavy)} GPUs of their own and {gpus} are available; engines that "
             "span several GPUs cannot share them. Lower generation.tensor_parallel_size, replicas or learner.ranks."
+        )
+    ranks = sum(n.kind == "learner" for n in heavy)
+    if ranks > gpus:
+        raise ConfigError(
+            f"learner.ranks: {ranks} ranks need a GPU each (NCCL takes one rank per device), and there are {gpus} "
+            "GPU(s). Lower learner.ranks."
         )
     slots = [_Bundle(0, 1, []) for _ in range(gpus)]
     for member in heavy:

@@ -25,6 +25,7 @@ class _Call:
     key: Any
     arguments: tuple[Any, ...]
     actor: int = -1
+    handle: ActorHandle | None = None  # the actor's life that the call went to
     results: tuple[ray.ObjectRef, ...] = ()
     started: float = 0.0
 
@@ -86,9 +87,11 @@ class ActorPool:
             if not isinstance(error.__cause__, RayActorError):
                 raise
             self._replace(call, error)
-            return None
-        finally:
+            self._waiting.appendleft(call)
             self._dispatch()
+            return None
+        self._restart_clocks(call.actor)
+        self._dispatch()
         return Done(call.key, value, call.results[:-1])
 
     def check_deadlines(self) -> None:
@@ -107,7 +110,7 @@ class ActorPool:
             if self._load[actor] >= IN_FLIGHT:
                 return
             call = self._waiting.popleft()
-            call.actor, call.started = actor, time.monotonic()
+            call.actor, call.handle, call.started = actor, self.actors[actor], time.monotonic()
             method = getattr(self.actors[actor], self._method).options(num_returns=self._returns)
             results = method.remote(*call.arguments)
             call.results = tuple(results) if self._returns > 1 else (results,)
@@ -115,15 +118,17 @@ class ActorPool:
             self._load[actor] += 1
 
     def _replace(self, call: _Call, error: Exception) -> None:
-        """Start the lost actor again, once for all the calls it took along, and queue this one first."""
-        lost = self.actors[call.actor]
-        still_there = [c for c in self._running.values() if c.actor == call.actor]
+        """Start the lost actor again, unless another of the calls that it took along has done so."""
+        if self.actors[call.actor] is not call.handle:
+            return
         if self._restarts <= 0:
             raise InfrastructureError(f"{self.name}/{call.actor} died too often: {error}") from error
         self._restarts -= 1
-        ray.kill(lost, no_restart=True)
+        ray.kill(call.handle, no_restart=True)
         self.actors[call.actor] = self._start(call.actor)
-        for other in still_there:
-            del self._running[other.results[-1]]
-            self._load[call.actor] -= 1
-        self._waiting.extendleft([*reversed(still_there), call])
+
+    def _restart_clocks(self, actor: int) -> None:
+        """An actor that has just answered is not silent: the time of its next call counts from here."""
+        for call in self._running.values():
+            if call.actor == actor:
+                call.started = time.monotonic()
