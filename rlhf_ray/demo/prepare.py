@@ -1,8 +1,8 @@
-"""Everything the demo starts from, made in seconds: data files, a tokenizer and two models with random weights.
+"""Everything the demo starts from, made in seconds: data files, a tokenizer and a model with random weights.
 
     python -m rlhf_ray.demo.prepare runs/demo-files
 
-Simplification: both models start from noise rather than from a pretrained checkpoint, so the SFT stage stands in for
+Simplification: the policy starts from noise rather than from a pretrained checkpoint, so the SFT stage stands in for
 pretraining too.
 """
 
@@ -21,7 +21,6 @@ from rlhf_ray.demo.tokenizer import train_tokenizer
 #: Longest prompt + response that the models take, in tokens.
 CONTEXT_TOKENS = 256
 POLICY_SHAPE = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 512}
-REWARD_SHAPE = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 384}
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,6 @@ class DemoFiles:
     """Where `prepare` put things, and how many rows each data file has."""
 
     base: Path  # the policy's start: random weights and tokenizer
-    reward_base: Path  # the reward model's start: random weights and the same tokenizer
     demonstrations: Path
     demonstrations_eval: Path
     preferences: Path
@@ -50,10 +48,9 @@ def prepare(folder: str | Path, seed: int = 0) -> DemoFiles:
     split = split_examples(examples, seed)
     rows = _write_data(folder, split, seed)
     seen = [*split.demonstrations, *split.prompts]
-    _write_models(folder, [text for example in seen for text in (example.signature, example.summary)], seed)
+    _write_model(folder, [text for example in seen for text in (example.signature, example.summary)], seed)
     return DemoFiles(
         base=folder / "base",
-        reward_base=folder / "reward_base",
         **{stem: folder / f"{stem}.jsonl" for stem in rows},
         rows=rows,
     )
@@ -96,28 +93,27 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return len(lines)
 
 
-def _write_models(folder: Path, texts: list[str], seed: int) -> None:
-    """Both models with their tokenizer. The global random state is left as it was."""
+def _write_model(folder: Path, texts: list[str], seed: int) -> None:
+    """The policy's start with its tokenizer. The global random state is left as it was."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = train_tokenizer(texts)
-    for name, shape in (("base", POLICY_SHAPE), ("reward_base", REWARD_SHAPE)):
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            max_position_embeddings=CONTEXT_TOKENS,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **shape,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = LlamaForCausalLM(config)
-        with _no_progress_bar():
-            model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=CONTEXT_TOKENS,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **POLICY_SHAPE,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    with _no_progress_bar():
+        model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
 
 
 @contextmanager

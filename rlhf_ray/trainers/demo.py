@@ -71,7 +71,10 @@ def _stages(files: DemoFiles, folder: Path, seed: int, quick: bool, console: Con
     )
     SFTTrainer(load_config(SFTConfig, [_packaged("sft")], sft), console=console).train()
     reward = overrides(
-        "reward", model__name=files.reward_base, data__path=files.preferences, data__eval_path=files.preferences_eval
+        "reward",
+        model__name=folder / "sft" / "policy",
+        data__path=files.preferences,
+        data__eval_path=files.preferences_eval,
     )
     RewardModelTrainer(load_config(RewardModelConfig, [_packaged("reward")], reward), console=console).train()
     ppo = overrides(
