@@ -69,14 +69,20 @@ def _stages(files: DemoFiles, folder: Path, seed: int, quick: bool, console: Con
     sft = overrides(
         "sft", model__name=files.base, data__path=files.demonstrations, data__eval_path=files.demonstrations_eval
     )
-    SFTTrainer(load_config(SFTConfig, [_packaged("sft")], sft), console=console).train()
+    if SFTTrainer(load_config(SFTConfig, [_packaged("sft")], sft), console=console).train().interrupted:
+        raise KeyboardInterrupt
     reward = overrides(
         "reward",
         model__name=folder / "sft" / "policy",
         data__path=files.preferences,
         data__eval_path=files.preferences_eval,
     )
-    RewardModelTrainer(load_config(RewardModelConfig, [_packaged("reward")], reward), console=console).train()
+    if (
+        RewardModelTrainer(load_config(RewardModelConfig, [_packaged("reward")], reward), console=console)
+        .train()
+        .interrupted
+    ):
+        raise KeyboardInterrupt
     ppo = overrides(
         "ppo",
         model__name=folder / "sft" / "policy",

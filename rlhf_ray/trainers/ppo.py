@@ -41,6 +41,7 @@ class PPOResult:
     policy: Path
     folder: Path
     iterations: int
+    interrupted: bool = False  # by Ctrl-C, after `iterations`
     history: list[dict[str, float]] = field(default_factory=list)
     before: Evaluation | None = None  # the start, on held-out prompts
     after: Evaluation | None = None  # the end, on the same prompts with the same seeds
@@ -114,7 +115,7 @@ class PPOTrainer:
             if last or (config.checkpoint.every and (iteration + 1) % config.checkpoint.every == 0):
                 self._checkpoint(session, iteration + 1, attempt)
             if session.stop.requested:
-                result.iterations = iteration + 1
+                result.iterations, result.interrupted = iteration + 1, True
                 break
 
         with self.console.progress("saving the policy"):

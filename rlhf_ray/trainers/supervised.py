@@ -32,6 +32,7 @@ class StageResult:
     model: Path
     folder: Path
     steps: int
+    interrupted: bool = False  # by Ctrl-C, after `steps`
     history: list[dict[str, float]] = field(default_factory=list)
     before: dict[str, float] = field(default_factory=dict)  # evaluation of the start
     after: dict[str, float] = field(default_factory=dict)  # evaluation of the end
@@ -142,7 +143,7 @@ class SupervisedTrainer(ABC):
                     path = session.checkpoints.write(step + 1, {"before": result.before}, learner.save)
                     self.callbacks.on_checkpoint(path)
                 if session.stop.requested:
-                    result.steps = step + 1
+                    result.steps, result.interrupted = step + 1, True
                     break
         with console.progress("exporting the model"):
             self.export(learner, session.folder.policy)
