@@ -1,0 +1,185 @@
+"""One learner rank against two, as processes over gloo: the same gradients, weights and checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from learner_world import (
+    Ranks,
+    Tensors,
+    demonstrations,
+    largest_difference,
+    ppo_config,
+    preferences,
+    record_gradients,
+    reward_config,
+    rollouts,
+    save_tiny_model,
+    sft_config,
+    weights,
+)
+
+from rlhf_ray.errors import AuditError, DataError
+from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.learner.ppo import PPOIteration
+from rlhf_ray.learner.rank import LearnerRank
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def one():
+    ranks = Ranks(1)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def two():
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+# -- what the ranks run ------------------------------------------------------------------------------------------------
+
+
+#: Adam turns a gradient of rounding noise into a step of about the learning rate, so with a
+#: large one the weights of two equal runs would differ by more than the tolerance.
+LEARNER = {"dtype": "float32", "learning_rate": 1e-4, "tokens_per_microbatch": 64}
+
+
+def train_ppo(
+    group: LearnerGroup,
+    sections: dict[str, Any],
+    iterations: range,
+    samples: int,
+    reference: bool = True,
+    load: Path | None = None,
+    save: Path | None = None,
+    model: str | None = None,
+) -> tuple[dict[str, list[Tensors]], Tensors, list[dict[str, float]], float]:
+    """(gradients of every step, final weights, metrics, audit gap of the last iteration)."""
+    learner = LearnerRank(ppo_config(**sections, learner=LEARNER), group, total_steps=20)
+    if load:
+        learner.load(load)
+    objective = learner.ppo("float32")
+    gradients = {name: record_gradients(trainable) for name, trainable in learner.trainables.items()}
+    metrics = []
+    for number in iterations:
+        data = rollouts(number, samples, reference=reference, model=model)
+        result, gap = objective.train(*data, PPOIteration(number, 0.1))
+        metrics.append(result)
+    if save:
+        learner.save(save)
+    return gradients, weights(learner), metrics, gap.max
+
+
+def train_supervised(group: LearnerGroup, stage: str, folder: str, rows: int) -> tuple[list[Tensors], Tensors, Any]:
+    if stage == "sft":
+        learner = LearnerRank(sft_config(folder, learner=LEARNER), group, total_steps=20)
+        objective: Any = learner.sft(demonstrations(0, rows), demonstrations(1, 3))
+    else:
+        learner = LearnerRank(reward_config(folder, learner=LEARNER), group, total_steps=20)
+        objective = learner.pairwise(preferences(0, rows), preferences(1, 3))
+    gradients = record_gradients(next(iter(learner.trainables.values())))
+    metrics = [objective.step(np.arange(rows)) for _ in range(3)] + [objective.evaluate()]
+    if stage == "pairwise":
+        metrics.append(objective.score_moments())
+    return gradients, weights(learner), metrics
+
+
+def export(group: LearnerGroup, sections: dict[str, Any], folder: Path) -> Tensors:
+    learner = LearnerRank(ppo_config(**sections, learner=LEARNER), group, total_steps=20)
+    learner.ppo("float32").train(*rollouts(0), PPOIteration(0, 0.1))
+    learner.export(folder)
+    return {name: tensor.numpy().copy() for name, tensor in learner.published_tensors()}
+
+
+# -- tests -------------------------------------------------------------------------------------------------------------
+
+
+def assert_close(one: Any, two: Any) -> None:
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert right[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+@pytest.mark.parametrize("critic", ["separate", "value_head"])
+@pytest.mark.parametrize(
+    ("samples", "ppo", "reference"),
+    [
+        (7, {"samples_per_minibatch": 4, "ppo_epochs": 2}, True),
+        (7, {"old_logprobs": "generator"}, True),
+        (1, {"ppo_epochs": 2}, True),  # the second rank has nothing but empty passes
+        (3, {"target_kl": 1e-6, "ppo_epochs": 3}, False),
+    ],
+    ids=["minibatches", "one-minibatch", "one-sample", "no-reference"],
+)
+def test_ppo_does_not_depend_on_the_number_of_ranks(one, two, model, critic, samples, ppo, reference):
+    sections = {"folder": model, "critic": {"kind": critic}, "ppo": {"iterations": 1, "old_logprobs": "learner"} | ppo}
+    alone = one.run(train_ppo, sections, range(3), samples, reference)[0]
+    both = two.run(train_ppo, sections, range(3), samples, reference)
+    for gradients, after, metrics, _ in both:
+        for name, steps in alone[0].items():
+            assert len(steps) == len(gradients[name])
+            assert largest_difference(steps[0], gradients[name][0]) < 1e-6
+        assert largest_difference(alone[1], after) < 1e-5
+        assert_close(alone[2], metrics)
+    assert both[0][2] == both[1][2]
+
+
+@pytest.mark.parametrize("stage", ["sft", "pairwise"])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_supervised_stages_do_not_depend_on_the_number_of_ranks(one, two, model, stage, rows):
+    alone = one.run(train_supervised, stage, model, rows)[0]
+    for gradients, after, metrics in two.run(train_supervised, stage, model, rows):
+        assert largest_difference(alone[0][0], gradients[0]) < 1e-6
+        assert largest_difference(alone[1], after) < 1e-5
+        assert_close(alone[2], metrics)
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_checkpoints_pass_between_numbers_of_ranks(one, two, model, tmp_path, lora):
+    sections = {"folder": model, "critic": {"kind": "value_head"}, "model": {"name": model, "lora": lora}}
+    whole = two.run(train_ppo, sections, range(3), 5)[0][1]
+    two.run(train_ppo, sections, range(1), 5, True, None, tmp_path / "a")
+    one.run(train_ppo, sections, range(1, 2), 5, True, tmp_path / "a", tmp_path / "b")
+    mixed = two.run(train_ppo, sections, range(2, 3), 5, True, tmp_path / "b")[0][1]
+    assert largest_difference(whole, mixed) < 1e-5
+
+    two.run(train_ppo, sections, range(2), 5, True, None, tmp_path / "c")
+    same = two.run(train_ppo, sections, range(2, 3), 5, True, tmp_path / "c")[0][1]
+    assert largest_difference(whole, same) == 0
+
+    (tmp_path / "c" / "rank-00001.json").unlink()
+    with pytest.raises(DataError, match="holds 1 learner shards"):
+        two.run(train_ppo, sections, range(2, 3), 5, True, tmp_path / "c")
+
+
+def test_every_rank_stops_when_the_audit_fails(two, model):
+    strict = {"audit_mean_tolerance": None, "audit_max_tolerance": None}
+    sections = {"folder": model, "sync": strict}
+    assert two.run(train_ppo, sections, range(1), 3, True, None, None, model)[1][3] < 1e-4
+    with pytest.raises(AuditError, match="version 0"):
+        two.run(train_ppo, sections, range(1), 3)
+    two.run(train_ppo, sections, range(1), 3, True, None, None, model)  # both ranks are still in step
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_two_ranks_export_what_they_publish(two, model, tmp_path, lora):
+    from transformers import AutoModelForCausalLM
+
+    sections = {"folder": model, "model": {"name": model, "lora": lora}}
+    first, second = two.run(export, sections, tmp_path)
+    assert largest_difference(first, second) == 0
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert largest_difference(first, {n: p.detach().numpy() for n, p in saved.named_parameters()}) == 0
+    assert type(saved).__name__ == "LlamaForCausalLM"
