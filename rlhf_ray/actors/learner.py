@@ -30,6 +30,7 @@ class Learner:
         self._config, self._rank, self._size = config, rank, size
         self._thread = OwnedThread()
         self._learner: LearnerRank | None = None
+        self._publisher: Any = None
         self._objective: SFTObjective | PairwiseObjective | PPOObjective | None = None
 
     def address(self) -> str:
@@ -131,6 +132,22 @@ class Learner:
         )
         while (item := self._thread.call("publishing", next, items, None)) is not None:
             yield item
+
+    def open_transport(self, *arguments: Any) -> None:
+        """Open NCCL or CUDA IPC to the generators, with the arguments of `gpu_transport.GPUPublisher`."""
+        from rlhf_ray.weights.gpu_transport import GPUPublisher  # imports vLLM, which a CPU learner does without
+
+        self._publisher = self._thread.call(
+            "opening the transport",
+            lambda: GPUPublisher(*arguments, rank=self._rank, named_tensors=self._ready.published_tensors),
+        )
+
+    def publish_direct(self, version: int, attempt: int) -> tuple[SentReceipt, list[dict[str, Any]]]:
+        """Send the weights over the opened transport; what was sent, and the generators' receipts (rank 0)."""
+        result: tuple[SentReceipt, list[dict[str, Any]]] = self._thread.call(
+            "publishing", self._publisher.publish, version, attempt
+        )
+        return result
 
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint into `folder`."""

@@ -27,9 +27,13 @@ class LearnerRanks:
 
     def begin_join(self, total_steps: int) -> list[ray.ObjectRef]:
         """Start what `join` does, to be awaited by `finish_join`."""
-        deadline_s = self._resources.start_timeout_s
-        address = call_all(self.actors[:1], "learner", "starting", "address", deadline_s=deadline_s)[0]
+        address = self.address()
         return [actor.join.remote(address, total_steps) for actor in self.actors]
+
+    def address(self) -> str:
+        """A free host:port on rank 0's node."""
+        deadline_s = self._resources.start_timeout_s
+        return str(call_all(self.actors[:1], "learner", "starting", "address", deadline_s=deadline_s)[0])
 
     def finish_join(self, joining: list[ray.ObjectRef]) -> dict[str, Any]:
         deadline_s = self._resources.start_timeout_s

@@ -29,7 +29,7 @@ from rlhf_ray.learner.rank import critic_kind, critic_source
 from rlhf_ray.rewards.function import bind_function
 from rlhf_ray.trainers.rollouts import RolloutCollector, Rollouts
 from rlhf_ray.trainers.session import Session, learner_needs
-from rlhf_ray.weights.publish import WeightSync
+from rlhf_ray.weights.publish import WeightSync, choose_transport
 
 EXACT_CHUNK_PROMPTS = 4  # exact mode scores samples in chunks of so many successive prompts
 #: Reference and scorer calls get a batch each; one that is silent for so many timeouts of its function is lost.
@@ -121,7 +121,9 @@ class PPOActors:
     ) -> None:
         self.session, self.config, self.columns = session, config, columns
         self.rewards = {name: section for name, section in config.rewards.items() if section.enabled}
-        session.reserve(self._needs())
+        placement = session.reserve(self._needs())
+        transport = choose_transport(config.sync.transport, cuda=placement.gpus > 0, shared_gpus=placement.colocated)
+        self.sync_section = config.sync.model_copy(update={"transport": transport})
         self.writer = session.start("writer", 0, RolloutWriter, str(session.folder.rollouts))
         self.learner = session.start_learner()
         engine_dtype = self._engine_dtype()
@@ -132,9 +134,7 @@ class PPOActors:
         self._wait_until_ready(progress)
         self.learner.finish_join(joining)
         self.learner.call("preparing PPO", "start_ppo", engine_dtype)
-        self.sync = WeightSync(
-            self.learner.actors, self.generators, config.sync, engine_dtype, config.resources.call_timeout_s
-        )
+        self.sync = self._weight_sync(engine_dtype)
         self.collector = RolloutCollector(
             self.generators,
             self.scorers,
@@ -162,7 +162,7 @@ class PPOActors:
     def _generator(self, index: int, dtype: str) -> ActorHandle:
         config, model = self.config, self.config.model
         environment = generator_environment(config.generation, self.session.starter.threads, config.tracking.verbose)
-        arguments = (model.name, config.generation, config.sync, dtype, config.run.seed)
+        arguments = (model.name, config.generation, self.sync_section, dtype, config.run.seed)
         options = (model.trust_remote_code, model.revision, model.tokenizer)
         return self.session.start("generator", index, Generator, *arguments, *options, environment=environment)
 
@@ -191,6 +191,13 @@ class PPOActors:
 
         deadline_s = config.resources.call_timeout_s
         return ActorPool("reference", start, section.replicas, "logprobs", returns=2, deadline_s=deadline_s)
+
+    def _weight_sync(self, engine_dtype: str) -> WeightSync:
+        deadline_s = self.config.resources.call_timeout_s
+        sync = WeightSync(self.learner.actors, self.generators, self.sync_section, engine_dtype, deadline_s)
+        if self.sync_section.transport != "object_store":
+            sync.connect(self.learner.address(), self.config.generation.tensor_parallel_size)
+        return sync
 
     # -- start-up ----------------------------------------------------------------------------------------------------
 

@@ -120,7 +120,6 @@ class SupervisedTrainer(ABC):
         elif evaluate:
             result.before = self._evaluate(session, learner, 0)
         self.callbacks.on_train_start(self)
-        shown = time.monotonic()
         with console.progress(self.stage, total) as advance:
             advance(first)
             for step in range(first, total):
@@ -132,11 +131,11 @@ class SupervisedTrainer(ABC):
                 result.history.append(metrics)
                 session.trackers.log(step + 1, metrics)
                 self.callbacks.on_iteration_end(step + 1, metrics)
-                advance(1)
                 last = step + 1 == total or session.stop.requested
-                if last or time.monotonic() - shown > 10:
-                    shown = time.monotonic()
-                    console.step(step + 1, total, self.show(metrics))
+                shown = self.show(metrics)
+                advance(1, "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+                if last:
+                    console.step(step + 1, total, shown)
                 if evaluate and (last or (self.eval_every() and (step + 1) % self.eval_every() == 0)):
                     result.after = self._evaluate(session, learner, step + 1)
                 if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
