@@ -1,6 +1,7 @@
 """The three kinds of failure, told apart everywhere: configuration, data, infrastructure.
 
-Each message says what was wrong, where, and what to do. Plain exceptions with one string, so they survive Ray's pickling.
+Each message says what was wrong, where, and what to do. Plain exceptions with one string, so they survive Ray's
+pickling.
 """
 
 

@@ -1,8 +1,8 @@
 """What travels between actors in bulk: the Arrow schemas, in one place.
 
 A *sample* is one response to one prompt, keyed by (prompt_id, sample_index). Generators produce `SAMPLES` tables (the
-dataset's own extra columns follow the fixed ones); scorers and the reference answer with narrow tables that hold the key
-and their own column, so that token data is never copied to add a number to it.
+dataset's own extra columns follow the fixed ones); scorers and the reference answer with narrow tables that hold the
+key and their own column, so that token data is never copied to add a number to it.
 """
 
 import pyarrow as pa
@@ -49,7 +49,7 @@ SAMPLES = pa.schema(
     ]
 )
 
-#: The reference's answer: log-probs of the response tokens at temperature 1, [response tokens].
+#: The reference's answer: log-probs of the response tokens at the sampling temperature, [response tokens].
 REFERENCE = pa.schema([*KEY, pa.field("reference_logprobs", pa.list_(pa.float32()), nullable=False)])
 
 REWARD_PREFIX = "reward/"
