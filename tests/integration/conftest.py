@@ -1,0 +1,17 @@
+"""What integration tests share: importable helpers in every Ray worker, and the tiny runs' files."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Ray's workers, and the reward sandboxes they start, find the helper modules beside this file.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+
+from tiny_runs import TinyRuns, write_tiny_runs
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
+    """Models, data and configurations of runs that take seconds."""
+    return write_tiny_runs(tmp_path_factory.mktemp("tiny"))
