@@ -14,7 +14,7 @@ from rlhf_ray.config.common import LearnerSection
 from rlhf_ray.errors import DataError
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.models.lora import full_tensor
-from rlhf_ray.models.sharding import shard
+from rlhf_ray.models.sharding import decoder_layers, shard
 
 INITIAL_LOSS_SCALE = 2.0**15
 
@@ -49,9 +49,10 @@ class Trainable:
         self.learning_rate, self.total_steps, self.steps = learning_rate, total_steps, 0
         self.loss_scale = INITIAL_LOSS_SCALE if dtype == torch.float16 else 1.0
         self._float16 = dtype == torch.float16
-        self.network = shard(network.to(group.device), group.mesh, dtype)
         if compile_network:
-            self.network.compile()
+            for layer in decoder_layers(network):  # the rest slices by data-dependent sizes
+                layer.compile(dynamic=True)
+        self.network = shard(network.to(group.device), group.mesh, dtype)
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             _decay_groups(network, self.parameters, section.weight_decay),

@@ -123,3 +123,14 @@ def test_adapter_dropout_is_on_in_training_and_off_in_evaluation(group, model):
     for _ in range(2):
         objective.step(np.arange(4))
     assert largest_difference(*gradients) > 1e-4
+
+
+def test_recomputed_activations_give_the_same_gradients(group, model):
+    found = []
+    for recompute in (False, True):
+        rank = learner(group, sft_config(model, model={"name": model, "gradient_checkpointing": recompute}))
+        gradients = record_gradients(rank.trainables["policy"])
+        assert rank.model.is_gradient_checkpointing == recompute
+        rank.sft(demonstrations(0, 6), None).step(np.arange(6))
+        found.append(gradients[0])
+    assert largest_difference(*found) < 1e-6
