@@ -278,6 +278,8 @@ class Generator:
             tensor_parallel_size=section.tensor_parallel_size,
             max_model_len=section.max_context_tokens,
             max_num_seqs=section.max_concurrent_samples,
+            # A prompt prefilled in parts makes vLLM rewind its sample's random generator, which CPU generators cannot.
+            enable_chunked_prefill=False if on_cpu else None,
             enforce_eager=on_cpu if section.enforce_eager is None else section.enforce_eager,
             logprobs_mode="raw_logprobs",
             disable_log_stats=True,

@@ -183,6 +183,14 @@ def test_wrong_requests_are_refused_and_the_generator_goes_on(actors: SimpleName
     assert len(rows(generator, prompt_table(1))) == 1
 
 
+def test_more_prompt_tokens_than_one_step_prefills(actors: SimpleNamespace) -> None:
+    """A prompt that were prefilled in parts would stop the engine: vLLM cannot rewind a CPU random generator."""
+    short = prompt_table(200)
+    column = short.schema.get_field_index("prompt_tokens")
+    prompts = short.set_column(column, short.schema.field(column), [[list(range(3, 53))] * 200])
+    assert all(len(row["response_tokens"]) for row in rows(actors.generators[0], prompts))
+
+
 def test_health_answers_while_it_generates(actors: SimpleNamespace) -> None:
     generator = actors.generators[0]
     refs = generator.generate.options(num_returns="streaming").remote(prompt_table(40), 0, 20)
