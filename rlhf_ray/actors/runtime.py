@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,12 @@ class ActorStarter:
         }
         self.actors[f"{kind}/{index}"] = actor = ray.remote(_logged(cls)).options(**options).remote(str(log), *args)
         return actor
+
+    def wait_until_ended(self, timeout_s: float = 20.0) -> None:
+        """Wait for the actors' names to be free, which Ray sees to a moment after their placement is released."""
+        names, deadline = {f"{self.run}/{actor}" for actor in self.actors}, time.monotonic() + timeout_s
+        while names & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def thread_environment(threads: int) -> dict[str, str]:
