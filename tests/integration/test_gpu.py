@@ -1,4 +1,4 @@
-"""The same PPO run on a GPU, over each transport. Written on a machine without one: run these first where there is one."""
+"""The same PPO run on a GPU, over each transport. Written on a machine without one: run these first on one that has."""
 
 from pathlib import Path
 
