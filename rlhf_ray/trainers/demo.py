@@ -3,8 +3,8 @@
     rlhf-ray demo
 
 Small sizes, nothing else is special: the same trainers, actors, engine and syncs as for a large model. Its
-configurations are in `rlhf_ray/demo/configs/`; the run folders keep them resolved, so that any stage can be run again by
-`rlhf-ray <stage> --config`.
+configurations are in `rlhf_ray/demo/configs/`; the run folders keep them resolved, so that any stage can be run again
+by `rlhf-ray <stage> --config`.
 """
 
 import time
