@@ -26,7 +26,7 @@ def test_the_quick_demo_runs_all_stages(tmp_path: Path, capsys: pytest.CaptureFi
     assert all(row["prompt"].count("def ") + row["prompt"].count("class ") for row in rows)
     sft = [json.loads(line) for line in (folder / "sft" / "metrics.jsonl").read_text().splitlines()]
     held_out = [line["eval/loss"] for line in sft if "eval/loss" in line]
-    assert held_out[-1] < held_out[0] - 1  # nats: from noise to something like words
+    assert held_out[-1] < held_out[0] - 0.3  # nats: ten steps from noise
     model = AutoModelForCausalLM.from_pretrained(result.policy)
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(result.policy))
     shown = capsys.readouterr().out
