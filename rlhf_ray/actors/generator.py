@@ -18,6 +18,7 @@ import pyarrow as pa
 import xxhash
 
 from rlhf_ray.actors.engine_thread import EngineThread
+from rlhf_ray.actors.environment import process_environment
 from rlhf_ray.actors.sample_table import Sample, continuations, sample_meta, sample_table
 from rlhf_ray.config.ppo import GenerationSection, SyncSection
 from rlhf_ray.errors import ConfigError, DataError, InfrastructureError
@@ -26,31 +27,18 @@ from rlhf_ray.weights.receiver import WeightReceiver
 
 #: what `generate(sampling=...)` may override, by the names of the configuration
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens", "stop")
-#: glibc hands freed blocks back to the kernel, and every sync would fault its pages in anew: that costs more than the
-#: copies.
-_KEEP_FREED_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**30),
-}
 Output = tuple[int, Any]  # (position in the request list, vLLM's RequestOutput)
 
 
 def generator_environment(section: GenerationSection, threads: int, verbose: bool = False) -> dict[str, str]:
-    """Environment of a generator's process; vLLM and OpenMP read it when they are imported.
+    """Environment of a generator's process; vLLM reads its part when it is imported.
 
-    The engine runs in the actor's own process (it starts in a third of the time, and buckets arrive without a copy).
-    OpenMP threads sleep while they wait: actors that take turns on the same cores slow each other down many times
-    otherwise.
+    The engine runs in the actor's own process (starts in a third of the time, buckets arrive without a copy).
     """
-    return {
+    return process_environment(threads) | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "INFO" if verbose else "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
-        "OMP_WAIT_POLICY": "passive",
-        "OMP_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        **_KEEP_FREED_MEMORY,
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlhf_ray.actors.environment import process_environment
 from rlhf_ray.config.common import ResourcesSection
 from rlhf_ray.errors import ConfigError, InfrastructureError
 
@@ -108,7 +109,7 @@ class ActorStarter:
             "num_gpus": place.gpus,
             "max_concurrency": CONCURRENCY,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
-            "runtime_env": {"env_vars": thread_environment(self.threads) | (environment or {})},
+            "runtime_env": {"env_vars": process_environment(self.threads) | (environment or {})},
         }
         self.actors[f"{kind}/{index}"] = actor = ray.remote(_logged(cls)).options(**options).remote(str(log), *args)
         return actor
@@ -118,14 +119,6 @@ class ActorStarter:
         names, deadline = {f"{self.run}/{actor}" for actor in self.actors}, time.monotonic() + timeout_s
         while names & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
             time.sleep(0.05)
-
-
-def thread_environment(threads: int) -> dict[str, str]:
-    """Environment of an actor that takes turns with others on the same cores.
-
-    Ray sets OMP_NUM_THREADS=1 by itself; waiting threads that spin would slow everybody else down by a factor of ten.
-    """
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _logged(cls: type) -> type:
