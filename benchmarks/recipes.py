@@ -14,7 +14,7 @@ LIKE_FOR_LIKE: dict[str, Any] = {
     "learner": {"dtype": "float32", "adam_beta2": 0.999, "max_grad_norm": 1e9},
     "critic": {"kind": "separate"},
 }
-#: What configs/cpu_fast.yaml says: bfloat16 compute over float32 weights, the value as a head on the policy's backbone, all
+#: As configs/cpu_fast.yaml: bfloat16 compute over float32 weights, a value head on the policy's backbone, all
 #: samples in one micro-batch (the update's own first pass then yields the old values), plain attention (in bfloat16 the
 #: fused kernel is the slower one on CPUs).
 RECOMMENDED: dict[str, Any] = {
