@@ -115,10 +115,18 @@ class ActorStarter:
         return actor
 
     def wait_until_ended(self, timeout_s: float = 20.0) -> None:
-        """Wait for the actors' names to be free, which Ray sees to a moment after their placement is released."""
-        names, deadline = {f"{self.run}/{actor}" for actor in self.actors}, time.monotonic() + timeout_s
-        while names & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
+        """Wait for the actors' names to be free, which they are a moment after their placement is released."""
+        deadline = time.monotonic() + timeout_s
+        while any(map(self._name_taken, self.actors)) and time.monotonic() < deadline:
             time.sleep(0.05)
+
+    def _name_taken(self, actor: str) -> bool:
+        """As Ray asks before it creates an actor: this process may know a name for longer than the cluster lists it."""
+        try:
+            ray.get_actor(f"{self.run}/{actor}")
+        except ValueError:
+            return False
+        return True
 
 
 def _logged(cls: type) -> type:
