@@ -114,18 +114,24 @@ class ActorStarter:
         self.actors[f"{kind}/{index}"] = actor = ray.remote(_logged(cls)).options(**options).remote(str(log), *args)
         return actor
 
-    def wait_until_ended(self, timeout_s: float = 20.0) -> None:
-        """Wait for the actors' names to be free, which they are a moment after their placement is released."""
+    def end(self, timeout_s: float = 20.0) -> None:
+        """Kill the run's actors and wait for their names to be free, so that a run that resumes at once may take them.
+
+        Releasing the placement would kill them too, but this process would go on believing that they hold their names.
+        """
+        for actor in self.actors.values():
+            ray.kill(actor)
         deadline = time.monotonic() + timeout_s
         while any(map(self._name_taken, self.actors)) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def _name_taken(self, actor: str) -> bool:
-        """As Ray asks before it creates an actor: this process may know a name for longer than the cluster lists it."""
+        """As Ray asks before it creates an actor, and as the cluster lists it."""
+        name = f"{self.run}/{actor}"
         try:
-            ray.get_actor(f"{self.run}/{actor}")
+            ray.get_actor(name)
         except ValueError:
-            return False
+            return name in ray.util.list_named_actors()
         return True
 
 

@@ -71,13 +71,9 @@ class Session:
     def reserve(self, needs: Sequence[ActorNeed]) -> Placement:
         """Reserve the places of all actors at once; refused here if they do not fit."""
         self.placement = place(list(needs), self.cluster, self.config.resources)
-        self._ending.callback(self._end_actors)
+        self._ending.callback(self.placement.release)
+        self._ending.callback(self.starter.end)  # first, and whatever ends the run
         return self.placement
-
-    def _end_actors(self) -> None:
-        """End them, whatever ends the run; a run that resumes at once takes the same names."""
-        self.placement.release()
-        self.starter.wait_until_ended()
 
     def start(
         self, kind: str, index: int, cls: type, *arguments: Any, environment: dict[str, str] | None = None
