@@ -25,12 +25,12 @@ def report(
         table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
     for row in rows:
         table.add_row(*(f"{value:,.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+    Console(width=150).print(table)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}.json"
     content = {"name": name, "rows": list(rows), "machine": machine(), **(details or {})}
     path.write_text(json.dumps(content, indent=2) + "\n")
-    Console().print(f"{path}  (load average {os.getloadavg()[0]:.1f})")
+    Console(width=150).print(f"{path}  (load average {os.getloadavg()[0]:.1f})")
     return path
 
 
