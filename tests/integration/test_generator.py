@@ -187,7 +187,8 @@ def test_more_prompt_tokens_than_one_step_prefills(actors: SimpleNamespace) -> N
     """A prompt that were prefilled in parts would stop the engine: vLLM cannot rewind a CPU random generator."""
     short = prompt_table(200)
     column = short.schema.get_field_index("prompt_tokens")
-    prompts = short.set_column(column, short.schema.field(column), [[list(range(3, 53))] * 200])
+    field = short.schema.field(column)
+    prompts = short.set_column(column, field, pa.array([list(range(3, 53))] * 200, field.type))
     assert all(len(row["response_tokens"]) for row in rows(actors.generators[0], prompts))
 
 
