@@ -74,6 +74,7 @@ class ResourcesSection(Section):
 class CheckpointSection(Section):
     every: int = Field(0, ge=0, description="Checkpoint every so many iterations (PPO) or steps; 0: at the end only.")
     keep_last: int = Field(2, ge=1, description="How many checkpoints to keep.")
+    best: bool = Field(False, description="Keep the policy of the best evaluation (or mean reward) as `best/` too.")
 
 
 class TrackingSection(Section):

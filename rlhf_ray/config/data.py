@@ -16,9 +16,14 @@ class DataSection(Section):
     max_samples: int | None = Field(None, ge=1, description="Use only the first so many rows (after shuffling).")
     shuffle: bool = Field(True, description="Visit rows in an order drawn from (run.seed, epoch).")
     system_prompt: str | None = Field(None, description="System message put before every conversation.")
-    chat_template: Literal["auto", "none"] = Field(
-        "auto", description="auto: the tokenizer's chat template where it has one; none: text as it is."
+    chat_template: Literal["auto", "none", "llama2", "mistral", "chatml", "alpaca"] = Field(
+        "auto",
+        description="auto: the tokenizer's chat template where it has one; none: text as it is; or one by name.",
     )
+    preprocess: str | None = Field(
+        None, description="Import path of a function: row (dict) -> row, or None to drop it; applied before all else."
+    )
+    streaming: bool = Field(False, description="Read no more of a large dataset than max_samples needs.")
     too_long: Literal["error", "drop", "truncate"] = Field(
         "error", description="What to do with rows that exceed the token limit; drop and truncate report counts."
     )

@@ -15,7 +15,7 @@ from rlhf_ray.config.common import (
     TrackingSection,
 )
 from rlhf_ray.config.data import PromptDataSection
-from rlhf_ray.config.rewards import RewardComponent
+from rlhf_ray.config.rewards import ReducerSection, RewardComponent
 
 
 class GenerationSection(Section):
@@ -109,12 +109,15 @@ class SyncSection(Section):
     transport: Literal["auto", "object_store", "nccl", "ipc"] = Field(
         "auto", description="auto: object_store on CPU, ipc where learner and generator share GPUs, else nccl."
     )
-    bucket_mib: int = Field(64, ge=1, description="Size of a transfer bucket, in MiB.")
+    bucket_mib: int = Field(128, ge=1, description="Size of a transfer bucket, in MiB.")
     audit_mean_tolerance: float | None = Field(
         None, gt=0, description="Mean log-prob gap that stops the run; default by dtype."
     )
     audit_max_tolerance: float | None = Field(
         None, gt=0, description="Largest gap that stops the run; default by dtype."
+    )
+    lora: Literal["merged", "adapter"] = Field(
+        "merged", description="With LoRA: publish merged weights, or the adapter alone where vLLM can apply it."
     )
 
 
@@ -124,6 +127,15 @@ class EvaluationSection(Section):
     show_samples: int = Field(3, ge=0, description="Responses shown on the console per evaluation.")
 
 
+class EarlyStopSection(Section):
+    """End the run before its length is reached; the policy is saved as always."""
+
+    kl: float | None = Field(None, gt=0, description="Stop when kl/mean (nats per response) exceeds this ...")
+    kl_patience: int = Field(1, ge=1, description="... in so many iterations in a row.")
+    plateau: int | None = Field(None, ge=1, description="Stop after so many iterations without a better mean reward.")
+    plateau_min_gain: float = Field(0.0, ge=0, description="A mean reward counts as better from this gain on.")
+
+
 class PPOConfig(Section):
     """Everything a PPO run is."""
 
@@ -131,6 +143,7 @@ class PPOConfig(Section):
     model: ModelSection
     data: PromptDataSection
     rewards: dict[str, RewardComponent] = Field(description="Reward components by name.")
+    reducer: ReducerSection = Field(default_factory=ReducerSection)
     ppo: PPOSection = Field(default_factory=PPOSection)
     kl: KLSection = Field(default_factory=KLSection)
     critic: CriticSection = Field(default_factory=CriticSection)
@@ -139,6 +152,7 @@ class PPOConfig(Section):
     learner: LearnerSection = Field(default_factory=LearnerSection)
     sync: SyncSection = Field(default_factory=SyncSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    early_stop: EarlyStopSection = Field(default_factory=EarlyStopSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     resources: ResourcesSection = Field(default_factory=ResourcesSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)

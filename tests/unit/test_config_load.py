@@ -123,8 +123,14 @@ def test_null_clears_a_section(base: Path, tmp_path: Path) -> None:
             "rewards: {brief: {tokens_per_batch: 5}}",
             "rewards.brief.tokens_per_batch: unknown key (did you mean reference.tokens_per_batch?) in x.yaml",
         ),
-        ("rewards: {rm: {type: zzz}}", "rewards.rm.type: 'zzz' in x.yaml should be function or neural"),
-        ("rewards: {rm: {weight: 1}}", "rewards.rm.type: missing (function or neural) in x.yaml"),
+        (
+            "rewards: {rm: {type: zzz}}",
+            "rewards.rm.type: 'zzz' in x.yaml should be function or neural or ensemble or remote or judge",
+        ),
+        (
+            "rewards: {rm: {weight: 1}}",
+            "rewards.rm.type: missing (function or neural or ensemble or remote or judge) in x.yaml",
+        ),
         (
             "rewards: {rm: {type: neural}}",
             "rewards.rm.model: missing (Hub name or folder of a sequence-classification model) in x.yaml",
