@@ -109,7 +109,7 @@ class SyncSection(Section):
     transport: Literal["auto", "object_store", "nccl", "ipc"] = Field(
         "auto", description="auto: object_store on CPU, ipc where learner and generator share GPUs, else nccl."
     )
-    bucket_mib: int = Field(64, ge=1, description="Size of a transfer bucket, in MiB.")
+    bucket_mib: int = Field(128, ge=1, description="Size of a transfer bucket, in MiB.")
     audit_mean_tolerance: float | None = Field(
         None, gt=0, description="Mean log-prob gap that stops the run; default by dtype."
     )
