@@ -1,4 +1,4 @@
-"""Run folders: refused when they would be overwritten or lost; callbacks named when they raise."""
+"""Run folders: refused when they would be overwritten or lost; every start is recorded."""
 
 import json
 import os
@@ -10,8 +10,7 @@ import pytest
 from rlhf_ray.config import SFTConfig
 from rlhf_ray.config.common import RunSection
 from rlhf_ray.config.load import load_config
-from rlhf_ray.errors import ConfigError, DataError, RLHFRayError
-from rlhf_ray.trainers.callbacks import Callback, Callbacks
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.trainers.run_folder import SUBMITTED_JOB_VARIABLE, RunFolder
 
 pytestmark = pytest.mark.unit
@@ -72,33 +71,3 @@ def test_each_start_keeps_the_config_and_every_start(tmp_path: Path) -> None:
     assert starts[0]["packages"]["rlhf-ray"]
     assert starts[0]["cores"] >= 1
     assert starts[0]["submitted_as_job"] is False
-
-
-def test_callbacks_run_in_order_and_see_the_same_metrics(tmp_path: Path) -> None:
-    class Add(Callback):
-        def on_iteration_end(self, iteration: int, metrics: dict[str, float]) -> None:
-            metrics["x"] = metrics.get("x", 1) * 10 + iteration
-
-    metrics: dict[str, float] = {}
-    callbacks = Callbacks([Add(), Add()])
-    callbacks.on_train_start(None)
-    callbacks.on_iteration_end(3, metrics)
-    callbacks.on_checkpoint(tmp_path)
-    callbacks.on_train_end(None)
-    assert metrics == {"x": 133}
-
-
-def test_a_callback_that_raises_is_named() -> None:
-    class Broken(Callback):
-        def on_train_end(self, result: object) -> None:
-            raise ValueError("no disk")
-
-    class Deliberate(Callback):
-        def on_train_end(self, result: object) -> None:
-            raise DataError("mine")
-
-    with pytest.raises(RLHFRayError, match=r"callback .*Broken.on_train_end raised ValueError: no disk") as caught:
-        Callbacks([Broken()]).on_train_end(None)
-    assert isinstance(caught.value.__cause__, ValueError)
-    with pytest.raises(DataError, match="mine"):
-        Callbacks([Deliberate()]).on_train_end(None)
