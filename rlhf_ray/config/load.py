@@ -8,7 +8,7 @@ strict: text is never silently taken for a number.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.problems import describe_problems
+from rlhf_ray.config.rewards import FunctionRewardSection, ReducerSection
 from rlhf_ray.config.tree import is_text
 from rlhf_ray.errors import ConfigError
 
@@ -37,16 +38,59 @@ def load_config(cls: type[Config], paths: Sequence[str | Path], overrides: Seque
         layers.add_file(Path(path))
     for override in overrides:
         layers.add_override(cls, override)
-    try:
-        return cls.model_validate(layers.data, strict=True)
-    except ValidationError as error:
-        raise ConfigError(describe_problems(cls, layers.data, error, layers.origin)) from None
+    return layers.validate(cls)
+
+
+def merge_config(cls: type[Config], layers: Iterable[tuple[str, Mapping[str, Any]]]) -> Config:
+    """The configuration that nested mappings describe, merged left to right as files are.
+
+    layers: (name of the mapping's origin for errors, mapping). Raises ConfigError as `load_config` does.
+    """
+    merged = _Layers()
+    for origin, content in layers:
+        merged.add_mapping(origin, content)
+    return merged.validate(cls)
 
 
 def to_yaml(config: Section) -> str:
-    """The resolved configuration as YAML; `load_config` reads it back to an equal one."""
-    content = config.model_dump(mode="json")
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """The resolved configuration as YAML; `load_config` reads it back to an equal one.
+
+    Raises:
+        ConfigError: a function in it has no import path, so that no file can say what it is.
+    """
+    if carried := code_carriers(config):
+        raise ConfigError(
+            "\n".join(
+                f"{name} is defined in a script or notebook ({section.function}): a file cannot name it. Move it "
+                "to a module that can be imported, or keep running it from Python"
+                for name, section in carried.items()
+            )
+        )
+    return _dump(config)
+
+
+def record_yaml(config: Section) -> str:
+    """As `to_yaml`, for a run's record: what a file cannot name is pointed out in a comment."""
+    notes = [
+        f"# {name} was defined in a script or notebook ({section.function}): this file alone cannot run it.\n"
+        for name, section in code_carriers(config).items()
+    ]
+    return "".join(notes) + _dump(config)
+
+
+def code_carriers(value: Any, name: str = "") -> dict[str, FunctionRewardSection | ReducerSection]:
+    """Dotted name -> section, for the sections below `value` that carry a function which has no import path."""
+    if isinstance(value, FunctionRewardSection | ReducerSection) and value.code is not None:
+        return {name: value}
+    below = iter(value) if isinstance(value, Section) else value.items() if isinstance(value, Mapping) else ()
+    found: dict[str, FunctionRewardSection | ReducerSection] = {}
+    for key, child in below:
+        found |= code_carriers(child, f"{name}.{key}" if name else key)
+    return found
+
+
+def _dump(config: Section) -> str:
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _Layers:
@@ -62,6 +106,16 @@ class _Layers:
             if keys[:length] in self._origins:
                 return self._origins[keys[:length]]
         return None
+
+    def validate(self, cls: type[Config]) -> Config:
+        try:
+            return cls.model_validate(self.data, strict=True)
+        except ValidationError as error:
+            raise ConfigError(describe_problems(cls, self.data, error, self.origin)) from None
+
+    def add_mapping(self, origin: str, content: Mapping[str, Any]) -> None:
+        self._origins.setdefault((), origin)
+        self._merge(self.data, content, (), origin)
 
     def add_file(self, path: Path, parents: tuple[Path, ...] = ()) -> None:
         resolved = path.resolve()

@@ -1,7 +1,7 @@
 """The folder of a run: where everything that outlives the process is written.
 
 runs/<name>/  config.yaml  environment.json  metrics.jsonl  rollouts/  tensorboard/  checkpoints/  quarantine/  logs/
-              policy/ (the trained model, in Hugging Face format)
+              policy/ (the trained model, in Hugging Face format)  best/ (the best one, where it is kept)
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.common import RunSection
-from rlhf_ray.config.load import to_yaml
+from rlhf_ray.config.load import record_yaml
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.tracking.metrics_file import METRICS_FILE
 from rlhf_ray.tracking.tracker import TENSORBOARD_FOLDER
@@ -113,9 +113,13 @@ class RunFolder:
     def policy(self) -> Path:
         return self.path / "policy"
 
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
     def write_start(self, config: Section) -> None:
         """Write config.yaml (resolved) and add this start to environment.json, which keeps one entry per (re)start."""
-        self.config_file.write_text(to_yaml(config), encoding="utf-8")
+        self.config_file.write_text(record_yaml(config), encoding="utf-8")
         starts = json.loads(self.environment_file.read_text()) if self.environment_file.exists() else []
         self.environment_file.write_text(json.dumps([*starts, environment()], indent=2) + "\n", encoding="utf-8")
 

@@ -26,33 +26,24 @@ from rlhf_ray.trainers.run_folder import RunFolder
 Config = SFTConfig | RewardModelConfig | PPOConfig
 
 
-class Session:
-    """The run folder, the cluster, the actors and the trackers of one run; a context manager that ends them all."""
+class ActorSession:
+    """The cluster and the actors of something that runs; a context manager that ends them all."""
 
-    def __init__(self, config: Config, stage: str, resume: str | Path | None, console: Console) -> None:
-        self.config, self.console = config, console
-        self.folder = RunFolder.open(resume) if resume else RunFolder.create(config.run, stage)
-        self.checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint.keep_last)
-        self.resumed: Checkpoint | None = self.checkpoints.latest(console.warn) if resume else None
-        if resume and self.resumed is None:
-            console.warn(f"{self.folder.path} holds no complete checkpoint: starting from the beginning")
-        self.started = time.monotonic()
-        self.stop = StopSignal(console)
+    def __init__(self, config: Config, name: str, logs: Path) -> None:
+        """`name` comes first in the actors' names; `logs` is the folder of their output."""
+        self.config, self.name, self.logs = config, name, logs
 
     def __enter__(self) -> Self:
-        config, resume_step = self.config, self.resumed.step if self.resumed else None
         with ExitStack() as ending:
-            self.folder.write_start(config)
-            self.trackers: Trackers = make_trackers(config.tracking, self.folder.path, config, resume_step)
-            ending.callback(self.trackers.close)
-            self.cluster: Cluster = connect(config.resources, config.tracking.verbose)
-            ending.callback(disconnect, self.cluster)
-            threads = config.resources.threads or self.cluster.cores_per_node
-            self.starter = ActorStarter(self.folder.name, self.folder.logs, threads)
-            self.stop.install()
-            ending.callback(self.stop.uninstall)
+            self._open(ending)
             self._ending = ending.pop_all()
         return self
+
+    def _open(self, ending: ExitStack) -> None:
+        self.cluster: Cluster = connect(self.config.resources, self.config.tracking.verbose)
+        ending.callback(disconnect, self.cluster)
+        threads = self.config.resources.threads or self.cluster.cores_per_node
+        self.starter = ActorStarter(self.name, self.logs, threads)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         with self._ending:
@@ -63,10 +54,10 @@ class Session:
         """When a rank dies, another may be the first to say so, by an error of its torn collective call."""
         if lost := find_lost(self.starter.actors):
             names = "; ".join(f"{name} was lost: {cause}" for name, cause in lost.items())
-            raise InfrastructureError(
-                f"{names} The logs are in {self.folder.logs}; --resume {self.folder.path} goes on from the last "
-                "checkpoint."
-            ) from error
+            raise InfrastructureError(f"{names} {self._advice()}") from error
+
+    def _advice(self) -> str:
+        return f"The logs are in {self.logs}."
 
     def reserve(self, needs: Sequence[ActorNeed]) -> Placement:
         """Reserve the places of all actors at once; refused here if they do not fit."""
@@ -81,6 +72,33 @@ class Session:
         """Start the actor that has been given place (kind, index)."""
         place = self.placement.places[kind, index]
         return self.starter.start(kind, index, place, cls, *arguments, environment=environment)
+
+
+class Session(ActorSession):
+    """A stage's run: its folder, checkpoints and trackers beside the actors."""
+
+    def __init__(self, config: Config, stage: str, resume: str | Path | None, console: Console) -> None:
+        self.console = console
+        self.folder = RunFolder.open(resume) if resume else RunFolder.create(config.run, stage)
+        super().__init__(config, self.folder.name, self.folder.logs)
+        self.checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint.keep_last)
+        self.resumed: Checkpoint | None = self.checkpoints.latest(console.warn) if resume else None
+        if resume and self.resumed is None:
+            console.warn(f"{self.folder.path} holds no complete checkpoint: starting from the beginning")
+        self.started = time.monotonic()
+        self.stop = StopSignal(console)
+
+    def _open(self, ending: ExitStack) -> None:
+        config, resume_step = self.config, self.resumed.step if self.resumed else None
+        self.folder.write_start(config)
+        self.trackers: Trackers = make_trackers(config.tracking, self.folder.path, config, resume_step)
+        ending.callback(self.trackers.close)
+        super()._open(ending)
+        self.stop.install()
+        ending.callback(self.stop.uninstall)
+
+    def _advice(self) -> str:
+        return f"{super()._advice()} --resume {self.folder.path} goes on from the last checkpoint."
 
     def start_learner(self) -> LearnerRanks:
         size = self.config.learner.ranks
