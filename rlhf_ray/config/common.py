@@ -82,4 +82,5 @@ class TrackingSection(Section):
     wandb_project: str | None = Field(None, description="Log to this Weights & Biases project (extra: wandb).")
     mlflow_experiment: str | None = Field(None, description="Log to this MLflow experiment (extra: mlflow).")
     mlflow_uri: str | None = Field(None, description="MLflow tracking URI; default: MLflow's own.")
+    samples_every: int = Field(0, ge=0, description="Show a table of scored samples every so many iterations; 0: none.")
     verbose: bool = Field(False, description="Show the logs of Ray and vLLM on the console too.")

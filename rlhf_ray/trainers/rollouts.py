@@ -4,7 +4,7 @@ The driver holds references and small columns. Token data stays in the object st
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,27 @@ class Rollouts:
         """A small column over all batches, in arrival order."""
         return np.concatenate([batch.meta[name] for batch in self.batches])
 
+    def scores(self) -> dict[str, np.ndarray]:
+        """Every component's values, float64 [samples] in arrival order; NaN where there is none."""
+        names = self.batches[0].scores if self.batches else ()
+        return {name: np.concatenate([batch.scores[name] for batch in self.batches]) for name in names}
+
+    def failed(self) -> dict[tuple[int, str], RewardFailure]:
+        """The failures by (row in arrival order, component)."""
+        return failures_by_row(self.failures, self.column("prompt_id"), self.column("sample_index"))
+
+    def texts(self, rows: Sequence[int]) -> list[tuple[str, str]]:
+        """(prompt, response) of the samples at `rows` in arrival order; fetches the batches that hold them."""
+        ends = np.cumsum([len(batch.meta["prompt_id"]) for batch in self.batches])
+        numbers = np.searchsorted(ends, rows, side="right")
+        tables = {number: ray.get(self.batches[number].samples) for number in set(numbers.tolist())}
+        texts = []
+        for row, number in zip(rows, numbers.tolist(), strict=True):
+            table = tables[number]
+            place = row - int(ends[number]) + table.num_rows
+            texts.append((table["prompt"][place].as_py(), table["response"][place].as_py()))
+        return texts
+
     def check_version(self, version: int) -> None:
         """Every sample comes from the weights last published."""
         stale = sorted({batch.meta["policy_version"] for batch in self.batches} - {version})
@@ -59,10 +80,7 @@ class Rollouts:
 
     def compose(self, sections: dict[str, RewardComponent]) -> Composed:
         """The total reward of every sample in arrival order, and what is to be dropped."""
-        names = [name for name, section in sections.items() if section.enabled]
-        columns = {name: np.concatenate([batch.scores[name] for batch in self.batches]) for name in names}
-        failed = failures_by_row(self.failures, self.column("prompt_id"), self.column("sample_index"))
-        return compose(columns, failed, sections)
+        return compose(self.scores(), self.failed(), sections)
 
     def index(self, rewards: np.ndarray, keep: np.ndarray) -> RolloutIndex:
         """The kept samples in canonical order, for the learner."""
