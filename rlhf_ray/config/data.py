@@ -33,6 +33,7 @@ class PromptDataSection(DataSection):
     prompt_column: str = Field("prompt", description="Column with the prompt: a string or chat messages.")
     max_prompt_tokens: int | None = Field(None, ge=1, description="Limit; default: context minus max_new_tokens.")
     eval_path: str | None = Field(None, description="Held-out prompts for evaluation; same shape as path.")
+    eval_split: str | None = Field(None, description="Split of eval_path, for a hub dataset; default: `split`.")
 
 
 class DemonstrationDataSection(DataSection):
