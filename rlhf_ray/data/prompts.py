@@ -26,9 +26,12 @@ def load_prompts(
     """`schema.PROMPTS` plus the dataset's other columns; prompt_id is the row's position in the source.
 
     `max_prompt_tokens` is what the context leaves; the section's own limit applies where it is smaller. `path` replaces
-    the section's (for section.eval_path). A column whose name rollouts use themselves becomes `dataset_<name>`.
+    the section's (for section.eval_path, with section.eval_split). A column whose name rollouts use themselves becomes
+    `dataset_<name>`.
     Raises DataError naming row and column for cells that are no prompt or too long.
     """
+    if path is not None and section.eval_split:
+        section = section.model_copy(update={"split": section.eval_split})
     source = Source(section, path)
     source.require(section.prompt_column)
     where = source.where(section.prompt_column)
