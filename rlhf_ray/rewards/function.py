@@ -1,46 +1,77 @@
-"""Reward functions by import path: find `package.module:function` and match its parameters to dataset columns.
+"""Reward functions: find `package.module:function` or `:Class.method` and match its parameters to dataset columns.
 
 A reward function is called as f(prompt, response, ...). Its further parameters are filled by name: first from the
 component's `arguments`, then from the columns of the sample table (the dataset's own columns, `prompt_tokens`,
-`response_tokens`, `finish_reason`, ...); what is left must have a default. `**kwargs` receives every column.
+`response_tokens`, `finish_reason`, ...); what is left must have a default. `**kwargs` receives every column. A method
+is called on one instance per process, made with the component's `constructor` arguments. With `batch_size` prompt,
+response and columns are lists and so is the answer. An `async def` is awaited, several calls at a time.
 """
 
-import difflib
-import importlib
 import inspect
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from rlhf_ray.errors import ConfigError
-
-RewardFunction = Callable[..., Any]
+from rlhf_ray.rewards.resolve import (
+    FunctionSpec,
+    RewardFunction,
+    find_function,
+    make_instance,
+    names_of,
+    nearest,
+    stand_in,
+)
 
 
 @dataclass(frozen=True)
 class BoundFunction:
-    """A reward function and where its parameters beyond prompt and response come from."""
+    """A reward function, ready to be called, and where its parameters beyond prompt and response come from."""
 
+    spec: FunctionSpec
     function: RewardFunction
     columns: tuple[str, ...]  # columns of the sample table, passed by name
-    arguments: Mapping[str, Any]  # constants from the configuration
+    is_async: bool = False
+
+    @property
+    def calls_at_once(self) -> int:
+        return self.spec.concurrency if self.is_async else 1
 
 
-def bind_function(path: str, arguments: Mapping[str, Any], columns: Iterable[str]) -> BoundFunction:
-    """Find the function and decide what fills each of its parameters. Raises ConfigError when something cannot."""
-    function = resolve_function(path)
-    where = f"reward function `{path}`"
-    if inspect.iscoroutinefunction(function):
-        raise ConfigError(f"{where} is async, and would return a coroutine, not a number. Make it a plain `def`.")
+def bind_function(spec: FunctionSpec, columns: Iterable[str]) -> BoundFunction:
+    """Find the function, make the instance of a method, and decide what fills each parameter.
+
+    Raises ConfigError when something cannot be found, made or filled.
+    """
+    return _bound(spec, find_function(spec, make_instance), columns)
+
+
+def check_function(spec: FunctionSpec, columns: Iterable[str]) -> None:
+    """See that the function is there and its parameters can be filled, without making the instance of a method.
+
+    Raises ConfigError as `bind_function` does, but for what the constructor itself would raise.
+    """
+    _bound(spec, find_function(spec, stand_in), columns)
+
+
+def _bound(spec: FunctionSpec, function: RewardFunction, columns: Iterable[str]) -> BoundFunction:
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+    if spec.concurrency > 1 and not is_async:
+        raise ConfigError(
+            f"{spec.where}: concurrency is {spec.concurrency}, but the function is not async and runs one call at a "
+            "time. Make it an `async def`, or raise the component's `replicas` instead."
+        )
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        signature = inspect.signature(function)
     except (TypeError, ValueError):  # some functions written in C have no signature
-        return BoundFunction(function, (), arguments)
+        return BoundFunction(spec, function, (), is_async)
+    return BoundFunction(spec, function, _fill_parameters(spec, signature, columns), is_async)
 
+
+def _fill_parameters(spec: FunctionSpec, signature: inspect.Signature, columns: Iterable[str]) -> tuple[str, ...]:
+    """The columns that the function takes by name."""
+    where, arguments = spec.where, spec.arguments
+    parameters = list(signature.parameters.values())
     available = [name for name in columns if name not in ("prompt", "response")]
     extras = _parameters_after_response(parameters)
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
@@ -50,51 +81,19 @@ def bind_function(path: str, arguments: Mapping[str, Any], columns: Iterable[str
     ]
     if missing:
         raise ConfigError(
-            f"{where} needs {_names(missing)}, which is neither a column of the samples ({_names(available)}) "
-            f"nor among the component's `arguments` ({_names(arguments)}). Add the column to the dataset, "
+            f"{where} needs {names_of(missing)}, which is neither a column of the samples ({names_of(available)}) "
+            f"nor among the component's `arguments` ({names_of(arguments)}). Add the column to the dataset, "
             "set the argument, or give the parameter a default."
         )
     wanted = tuple(name for name in available if (takes_any or name in extras) and name not in arguments)
     try:
-        inspect.signature(function).bind("", "", **dict.fromkeys(wanted), **arguments)
+        signature.bind("", "", **dict.fromkeys(wanted), **arguments)
     except TypeError as error:
         raise ConfigError(
             f"{where} cannot be called as f(prompt, response, ...): {error}. "
-            f"Its signature is {inspect.signature(function)}; the first two parameters must take prompt and response."
+            f"Its signature is {signature}; the first two parameters must take prompt and response."
         ) from None
-    return BoundFunction(function, wanted, arguments)
-
-
-def resolve_function(path: str) -> RewardFunction:
-    """The callable behind `package.module:attribute`; the working directory is searched too. Raises ConfigError."""
-    module_name, _, attribute = path.partition(":")
-    where = f"reward function `{path}`"
-    if not module_name or not attribute:
-        raise ConfigError(f"{where}: write it as `package.module:function`, for example `my_rewards:brevity`.")
-    found: Any = _import(where, module_name)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ConfigError(f"{where}: `{module_name}` has no `{part}`.{_nearest(part, dir(found))}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ConfigError(f"{where} is a {type(found).__name__}, not a function.")
-    return found
-
-
-def _import(where: str, name: str) -> ModuleType:
-    if name == "__main__":
-        raise ConfigError(f"{where}: a function of the running script is unknown to other processes. Put it in a file.")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # a console script does not search the working directory by itself
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            raise ConfigError(
-                f"{where}: there is no module `{error.name}`. Searched the working directory {os.getcwd()} and the "
-                "installed packages. Run from the folder that holds it, install it, or correct the path."
-            ) from None
-        raise ConfigError(f"{where}: importing `{name}` failed.\n{traceback.format_exc().rstrip()}") from None
+    return wanted
 
 
 def _parameters_after_response(parameters: list[inspect.Parameter]) -> dict[str, inspect.Parameter]:
@@ -111,15 +110,6 @@ def _refuse_unknown_arguments(
     unknown = [] if takes_any else [name for name in arguments if name not in extras]
     if unknown:
         raise ConfigError(
-            f"{where} has no parameter {_names(unknown)} after prompt and response, but `arguments` sets it."
-            f"{_nearest(unknown[0], extras)}"
+            f"{where} has no parameter {names_of(unknown)} after prompt and response, but `arguments` sets it."
+            f"{nearest(unknown[0], extras)}"
         )
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean `{match[0]}`?" if match else ""
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names) or "none"

@@ -15,7 +15,7 @@ from time import monotonic
 
 from rlhf_ray.rewards.wire import Result, take_results
 
-_WORKER_FILE = "rlhf_ray/rewards/worker.py"
+_CALLER_FILE = "rlhf_ray/rewards/calling.py"
 _LIVENESS_S = 0.5  # how often to look whether the child still lives, should a grandchild hold the results pipe open
 
 
@@ -51,6 +51,10 @@ class WorkerProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._outbox)
 
     def send(self, data: bytes) -> None:
         """Queue `data`; `receive` writes it, since a busy child may not read before it has been killed."""
@@ -124,7 +128,7 @@ class WorkerProcess:
         return False
 
     def _read_stack(self, first_line_within_s: float) -> str:
-        """What faulthandler wrote, most recent call first, without the lines of the worker itself."""
+        """What faulthandler wrote, most recent call first, without the lines of the caller itself."""
         dump = bytearray()
         poller = select.poll()
         poller.register(self._stacks, select.POLLIN)
@@ -133,7 +137,7 @@ class WorkerProcess:
             dump += piece
             wait_s = 0.05  # the lines of one dump follow each other at once
         lines = dump.decode(errors="replace").splitlines()
-        ours = next((i for i, line in enumerate(lines) if _WORKER_FILE in line), len(lines))
+        ours = next((i for i, line in enumerate(lines) if _CALLER_FILE in line), len(lines))
         return "\n".join(lines[:ours]).strip()
 
 

@@ -1,66 +1,39 @@
 """Runs one reward function in a child process, so that no call can harm the run: every failure stays with its sample.
 
 A call that raises or returns no finite number costs nothing more. A call that does not return in time, or that ends its
-process, costs that process: it is killed, a new one is started, and the calls after it go on there. Calls run one after
-another; they are sent in batches and answered singly, so that quick functions do not pay a round trip each.
+process, costs that process: it is killed, a new one is started, and the calls after it go on there. Calls are sent in
+messages and answered singly, so that quick functions do not pay a round trip each. Where several samples share a call
+(batches) or a process (async functions) and the whole fails, each of them is called again alone.
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
+from rlhf_ray.config.rewards import FunctionRewardSection
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.rewards.outcome import CallFailure, Outcome
 from rlhf_ray.rewards.process import WorkerProcess
-from rlhf_ray.rewards.wire import Kind, Result, pack_call
+from rlhf_ray.rewards.resolve import FunctionSpec
+from rlhf_ray.rewards.schedule import Schedule
+from rlhf_ray.rewards.wire import Calls, Kind, pack_payload
 
-FailureKind = Literal["raised", "not_finite", "wrong_type", "timeout", "died"]
-
-_ROWS_PER_BATCH = 64  # at most two batches are with the child
-_FAILURE_KINDS: dict[Kind, FailureKind] = {
-    Kind.RAISED: "raised",
-    Kind.NOT_FINITE: "not_finite",
-    Kind.WRONG_TYPE: "wrong_type",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class CallFailure:
-    """Why a call gave no reward. `message` reads on after the function's name; `traceback` may be empty."""
-
-    kind: FailureKind
-    message: str
-    traceback: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One call: a finite value, or a failure, or neither (the function returned None: does not apply)."""
-
-    value: float | None = None
-    failure: CallFailure | None = None
-    seconds: float = 0.0
+_CANCEL_S = 1.0  # for an async call to be cancelled by the child itself, before the child counts as stuck
 
 
 class Sandbox:
     """A reward function behind a process boundary. One thread at a time."""
 
-    def __init__(
-        self,
-        function: str,
-        arguments: Mapping[str, Any],
-        columns: Sequence[str],
-        timeout_s: float,
-        start_timeout_s: float = 120.0,
-    ) -> None:
-        """`function` is an import path, `columns` are what the function may ask for, seconds are wall-clock."""
-        self._function = function
-        self._spec = {"function": function, "arguments": dict(arguments), "columns": list(columns)}
-        self._timeout_s = timeout_s
+    def __init__(self, section: FunctionRewardSection, columns: Sequence[str], start_timeout_s: float = 120.0) -> None:
+        """`columns` are what the function may ask for; `start_timeout_s` covers imports and a constructor."""
+        self._spec = FunctionSpec.of(section)
+        self._available = list(columns)
         self._start_timeout_s = start_timeout_s
         self._worker: WorkerProcess | None = None
         self._columns: tuple[str, ...] = ()
+        self._calls_at_once = 1
+        self._patience_s = self._spec.timeout_s
         self.starts = 0
 
     def start(self) -> tuple[str, ...]:
@@ -79,31 +52,37 @@ class Sandbox:
         if self._worker is not None and self._worker.has_exited():
             self.close()  # it died between two tables: no sample is to blame
         rows = len(table["prompt"])
-        done = sent = 0
-        started = monotonic()  # when the call of row `done` did, or a little later
+        outcomes: dict[int, Outcome] = {}  # of rows whose turn has not come
+        next_row = 0
+        self._running()
+        schedule = Schedule(rows, self._spec.batch_size or 1, self._calls_at_once)
         try:
-            while done < rows:
+            started = monotonic()  # when the oldest call with the child did, or a little later
+            while next_row < rows:
                 worker = self._running()
-                while sent < rows and sent - done <= _ROWS_PER_BATCH:
-                    if sent == done:
-                        started = monotonic()
-                    batch = slice(sent, sent + _ROWS_PER_BATCH)
-                    worker.send(pack_call([table[name][batch] for name in ("prompt", "response", *self._columns)]))
-                    sent = min(rows, batch.stop)
-                results = worker.receive(max(0.0, started + self._timeout_s - monotonic()))
+                if not schedule.in_flight or worker.has_unsent:
+                    started = monotonic()  # the child waits for us, not we for it
+                self._send(worker, schedule, table)
+                results = worker.receive(max(0.0, started + self._patience_s - monotonic()))
                 if results:
                     started = monotonic()
+                    schedule.answered([result.row for result in results])
                     for result in results:
-                        done += 1
-                        yield self._outcome(result)
+                        if result.kind is Kind.REPEAT:
+                            schedule.repeat_alone(result.row)
+                        else:
+                            outcomes[result.row] = result.outcome
                 else:
                     seconds = monotonic() - started
                     failure = self._end(worker)
-                    done += 1
-                    sent = done  # what was with the child behind the lost call is sent again
-                    yield Outcome(failure=failure, seconds=seconds)
+                    culprit = schedule.lose_child()
+                    if culprit is not None:
+                        outcomes[culprit] = Outcome(failure=failure, seconds=seconds)
+                while next_row in outcomes:
+                    next_row += 1
+                    yield outcomes.pop(next_row - 1)
         finally:
-            if sent > done:
+            if schedule.in_flight:
                 self.close()
 
     def close(self) -> None:
@@ -122,7 +101,7 @@ class Sandbox:
         if self._worker is None:
             worker = WorkerProcess()
             try:
-                self._columns = self._await_ready(worker)
+                self._await_ready(worker)
             except BaseException:
                 worker.kill()
                 raise
@@ -130,10 +109,10 @@ class Sandbox:
             self.starts += 1
         return self._worker
 
-    def _await_ready(self, worker: WorkerProcess) -> tuple[str, ...]:
-        worker.send(pack_call(self._spec))
+    def _await_ready(self, worker: WorkerProcess) -> None:
+        worker.send(pack_payload((self._spec, self._available)))
         results = worker.receive(self._start_timeout_s)
-        where = f"reward function `{self._function}`"
+        where = self._spec.where
         if not results and worker.ended:
             how, stack = worker.autopsy()
             raise ConfigError(
@@ -142,21 +121,19 @@ class Sandbox:
         if not results:
             stack = worker.interrupt()
             raise ConfigError(f"{where}: importing it took longer than {self._start_timeout_s:g} s.\n{stack}".rstrip())
+        details = results[0].details
         if results[0].kind is Kind.REFUSED:
-            raise ConfigError(results[0].details["message"])
-        return tuple(results[0].details["columns"])
+            raise ConfigError(details["message"])
+        self._columns = tuple(details["columns"])
+        self._calls_at_once = details["calls_at_once"]
+        self._patience_s = self._spec.timeout_s + (_CANCEL_S if details["is_async"] else 0.0)
 
-    def _outcome(self, result: Result) -> Outcome:
-        if result.seconds > self._timeout_s:
-            message = f"returned after {result.seconds:.3g} s, past its timeout_s of {self._timeout_s:g}"
-            return Outcome(failure=CallFailure("timeout", message), seconds=result.seconds)
-        if result.kind is Kind.VALUE:
-            return Outcome(value=result.value, seconds=result.seconds)
-        if result.kind is Kind.DOES_NOT_APPLY:
-            return Outcome(seconds=result.seconds)
-        details = result.details
-        failure = CallFailure(_FAILURE_KINDS[result.kind], details["message"], details["traceback"])
-        return Outcome(failure=failure, seconds=result.seconds)
+    def _send(self, worker: WorkerProcess, schedule: Schedule, table: Mapping[str, Sequence[Any]]) -> None:
+        """Give the child as much as it should have in hand."""
+        while (message := schedule.next_message()) is not None:
+            rows, alone = message
+            names = ("prompt", "response", *self._columns)
+            worker.send(pack_payload(Calls(rows, [[table[name][row] for row in rows] for name in names], alone)))
 
     def _end(self, worker: WorkerProcess) -> CallFailure:
         """The child hangs or is dead: say which and where, and clear it away."""
@@ -165,5 +142,6 @@ class Sandbox:
             how, stack = worker.autopsy()
             return CallFailure("died", f"ended its own process, which {how}", stack)
         stack = worker.interrupt()
-        message = f"did not return within {self._timeout_s:g} s and was killed; if it is only slow, raise its timeout_s"
+        seconds = self._spec.timeout_s
+        message = f"did not return within {seconds:g} s and was killed; if it is only slow, raise its timeout_s"
         return CallFailure("timeout", message, stack)

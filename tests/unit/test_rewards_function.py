@@ -1,11 +1,13 @@
 """Finding a reward function and filling its parameters."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.rewards.function import bind_function, resolve_function
+from rlhf_ray.rewards.function import bind_function
+from rlhf_ray.rewards.resolve import FunctionSpec, resolve_function
 
 pytestmark = pytest.mark.unit
 
@@ -31,6 +33,10 @@ def _modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "imports_absent.py").write_text("import surely_not_installed\n")
     (tmp_path / "exits_on_import.py").write_text("raise SystemExit(2)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def spec(name: str, **fields: Any) -> FunctionSpec:
+    return FunctionSpec(f"functions_for_binding:{name}", **fields)
 
 
 def test_resolves_functions_and_attributes() -> None:
@@ -69,15 +75,13 @@ def test_what_cannot_be_resolved_is_a_config_error(path: str, words: list[str]) 
 
 
 def test_parameters_come_from_arguments_first_then_columns() -> None:
-    bound = bind_function("functions_for_binding:with_truth", {"scale": 2.0}, COLUMNS)
+    bound = bind_function(spec("with_truth", arguments={"scale": 2.0}), COLUMNS)
     assert set(bound.columns) == {"ground_truth", "finish_reason"}
-    assert bound.arguments == {"scale": 2.0}
-    assert bind_function("functions_for_binding:with_truth", {"ground_truth": "x"}, COLUMNS).columns == (
-        "finish_reason",
-    )
-    assert bind_function("functions_for_binding:plain", {}, COLUMNS).columns == ()
+    given = spec("with_truth", arguments={"ground_truth": "x"})
+    assert bind_function(given, COLUMNS).columns == ("finish_reason",)
+    assert bind_function(spec("plain"), COLUMNS).columns == ()
     everything = {"prompt_id", "response_tokens", "finish_reason", "ground_truth"}
-    assert set(bind_function("functions_for_binding:greedy", {}, COLUMNS).columns) == everything
+    assert set(bind_function(spec("greedy"), COLUMNS).columns) == everything
 
 
 @pytest.mark.parametrize(
@@ -86,13 +90,12 @@ def test_parameters_come_from_arguments_first_then_columns() -> None:
         ("with_truth", {}, ["finish_reason", "answer"], ["needs `ground_truth`", "`answer`"]),
         ("with_truth", {"scal": 1}, COLUMNS, ["no parameter `scal`", "Did you mean `scale`?"]),
         ("only_prompt", {}, COLUMNS, ["cannot be called as f(prompt, response, ...)", "(prompt)"]),
-        ("later", {}, COLUMNS, ["async"]),
     ],
 )
 def test_what_cannot_be_called_is_a_config_error(
     name: str, arguments: dict[str, object], columns: list[str], words: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        bind_function(f"functions_for_binding:{name}", arguments, columns)
+        bind_function(spec(name, arguments=arguments), columns)
     for word in words:
         assert word in str(error.value)

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from rlhf_ray.config.rewards import FunctionRewardSection
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.rewards.sandbox import Outcome, Sandbox
+from rlhf_ray.rewards.outcome import Outcome
+from rlhf_ray.rewards.sandbox import Sandbox
 
 pytestmark = pytest.mark.unit
 
@@ -97,8 +100,15 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
+def sandbox_of(
+    name: str, timeout_s: float = 5.0, columns: Sequence[str] = ("prompt", "response"), **options: object
+) -> Sandbox:
+    section = FunctionRewardSection(function=f"functions_for_sandbox:{name}", timeout_s=timeout_s, **options)
+    return Sandbox(section, columns)
+
+
 def run(name: str, prompts: list[str], timeout_s: float = 5.0, **arguments: object) -> list[Outcome]:
-    with Sandbox(f"functions_for_sandbox:{name}", arguments, ["prompt", "response"], timeout_s) as sandbox:
+    with sandbox_of(name, timeout_s, arguments=arguments) as sandbox:
         return list(sandbox.run({"prompt": prompts, "response": [""] * len(prompts)}))
 
 
@@ -138,7 +148,7 @@ def test_the_timeout_is_per_call_not_per_batch() -> None:
 
 
 def test_a_slow_consumer_neither_causes_nor_hides_a_timeout() -> None:
-    with Sandbox("functions_for_sandbox:sleeps", {}, ["prompt", "response"], timeout_s=0.3) as sandbox:
+    with sandbox_of("sleeps", timeout_s=0.3) as sandbox:
         outcomes = []
         for outcome in sandbox.run({"prompt": ["0", "0.5", "0", "0"], "response": [""] * 4}):
             time.sleep(0.8)
@@ -159,14 +169,14 @@ def test_prints_and_standard_input_do_not_touch_the_results() -> None:
 
 def test_columns_and_arguments_reach_the_function() -> None:
     table = {"prompt": ["a", "b"], "response": ["x", "y"], "truth": ["x", "z"], "unused": [1, 2]}
-    with Sandbox("functions_for_sandbox:scaled", {"scale": 3.0}, list(table), 5.0) as sandbox:
+    with sandbox_of("scaled", columns=list(table), arguments={"scale": 3.0}) as sandbox:
         assert sandbox.start() == ("truth",)
         assert [outcome.value for outcome in sandbox.run(table)] == [3.0, 0.0]
 
 
 def test_many_calls_and_large_texts_come_back_in_order() -> None:
     responses = ["x" * (i % 50_000) for i in range(0, 5_000_000, 9_973)]
-    with Sandbox("functions_for_sandbox:length", {}, ["prompt", "response"], 5.0) as sandbox:
+    with sandbox_of("length") as sandbox:
         outcomes = sandbox.run({"prompt": [""] * len(responses), "response": responses})
         assert [outcome.value for outcome in outcomes] == [len(response) for response in responses]
         assert list(sandbox.run({"prompt": [], "response": []})) == []
@@ -174,7 +184,7 @@ def test_many_calls_and_large_texts_come_back_in_order() -> None:
 
 def test_quick_calls_cost_little() -> None:
     table = {"prompt": ["p" * 200] * 10_000, "response": ["r" * 300] * 10_000}
-    with Sandbox("functions_for_sandbox:length", {}, ["prompt", "response"], 5.0) as sandbox:
+    with sandbox_of("length") as sandbox:
         sandbox.start()
         started = time.monotonic()
         assert sum(1 for _ in sandbox.run(table)) == 10_000
@@ -182,7 +192,7 @@ def test_quick_calls_cost_little() -> None:
 
 
 def test_stopping_early_kills_the_call_in_progress_and_the_sandbox_goes_on() -> None:
-    with Sandbox("functions_for_sandbox:sleeps", {}, ["prompt", "response"], timeout_s=30.0) as sandbox:
+    with sandbox_of("sleeps", timeout_s=30.0) as sandbox:
         calls = sandbox.run({"prompt": ["0", "20"], "response": ["", ""]})
         assert next(calls).value == 1.0
         calls.close()
@@ -191,7 +201,7 @@ def test_stopping_early_kills_the_call_in_progress_and_the_sandbox_goes_on() -> 
 
 
 def test_a_child_that_died_while_idle_blames_no_sample() -> None:
-    with Sandbox("functions_for_sandbox:length", {}, ["prompt", "response"], 5.0) as sandbox:
+    with sandbox_of("length") as sandbox:
         table = {"prompt": ["p"] * 5, "response": ["r"] * 5}
         assert [outcome.value for outcome in sandbox.run(table)] == [1.0] * 5
         os.kill(children_of(os.getpid())[0], signal.SIGKILL)
@@ -209,7 +219,7 @@ def test_a_child_that_died_while_idle_blames_no_sample() -> None:
 )
 def test_a_module_that_does_not_import_is_a_config_error(tmp_path: Path, source: str, words: str) -> None:
     (tmp_path / "bad_module.py").write_text(source + "\n")
-    sandbox = Sandbox("bad_module:f", {}, ["prompt", "response"], 5.0, start_timeout_s=1.0)
+    sandbox = Sandbox(FunctionRewardSection(function="bad_module:f"), ["prompt", "response"], start_timeout_s=1.0)
     with pytest.raises(ConfigError, match=words):
         sandbox.start()
     assert children_of(os.getpid()) == []
@@ -217,8 +227,10 @@ def test_a_module_that_does_not_import_is_a_config_error(tmp_path: Path, source:
 
 def test_the_child_dies_with_its_parent_even_in_a_loop_that_holds_the_gil(tmp_path: Path) -> None:
     script = (
+        "from rlhf_ray.config.rewards import FunctionRewardSection\n"
         "from rlhf_ray.rewards.sandbox import Sandbox\n"
-        "sandbox = Sandbox('functions_for_sandbox:misbehaves', {}, ['prompt', 'response'], 60.0)\n"
+        "section = FunctionRewardSection(function='functions_for_sandbox:misbehaves', timeout_s=60)\n"
+        "sandbox = Sandbox(section, ['prompt', 'response'])\n"
         "sandbox.start(); print('started', flush=True)\n"
         "list(sandbox.run({'prompt': ['regex'], 'response': ['']}))\n"
     )
