@@ -81,6 +81,8 @@ class TrackingSection(Section):
     tensorboard: bool = Field(True, description="Write TensorBoard events into the run folder.")
     wandb_project: str | None = Field(None, description="Log to this Weights & Biases project (extra: wandb).")
     mlflow_experiment: str | None = Field(None, description="Log to this MLflow experiment (extra: mlflow).")
-    mlflow_uri: str | None = Field(None, description="MLflow tracking URI; default: MLflow's own.")
+    mlflow_uri: str | None = Field(
+        None, description="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else the folder mlruns in run.root."
+    )
     samples_every: int = Field(0, ge=0, description="Show a table of scored samples every so many iterations; 0: none.")
     verbose: bool = Field(False, description="Show the logs of Ray and vLLM on the console too.")

@@ -19,8 +19,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_ray.tracking import iteration_line, summary
+from rlhf_ray.tracking import breakdown, iteration_line, sample_table, summary
 from rlhf_ray.tracking.format import duration, fit, scientific
+from rlhf_ray.tracking.sample_table import ScoredSample
 
 #: Without a terminal: seconds between two lines about the same progress.
 PLAIN_PROGRESS_S = 20.0
@@ -89,13 +90,25 @@ class Console:
         self._rich.print(Padding(Text.assemble(("warning ", "bold yellow"), text), (0, 0, 0, 2), expand=False))
 
     def iteration(self, iteration: int, total: int | None, metrics: dict[str, float]) -> None:
-        """One PPO iteration from its flat metrics; whatever is absent shows as `-`."""
+        """One PPO iteration from its flat metrics, its reward components below; whatever is absent shows as `-`."""
         if self._rows_since_header is None or self._rows_since_header >= HEADER_EVERY:
             self._line(iteration_line.header(self.width))
             self._rows_since_header = 0
         self._rows_since_header += 1
         for line in iteration_line.row(self.width, iteration, total, metrics):
             self._line(line)
+        for line in breakdown.lines(self.width, metrics):
+            self._line(line)
+
+    def rewards(self, iteration: int, metrics: dict[str, float]) -> None:
+        """A table of all numbers of an iteration's reward components."""
+        self._heading(f"rewards of iteration {iteration}")
+        self._rich.print(breakdown.table(self.width, metrics))
+
+    def sample_table(self, title: str, samples: Sequence[ScoredSample]) -> None:
+        """Responses with the rewards of each component: prompt | response | rewards."""
+        self._heading(title)
+        self._rich.print(sample_table.render(self._rich, samples))
 
     def step(self, step: int, total: int | None, values: Mapping[str, float | str]) -> None:
         """One line of a stage that is not PPO: `40/120   loss 2.810   learning rate 1.2e-3`."""
@@ -117,9 +130,7 @@ class Console:
 
     def samples(self, rows: Sequence[Sample], title: str = "responses") -> None:
         """Prompts with what each policy answered and the reward it got."""
-        self._rows_since_header = None
-        self._rich.print()
-        self._line(Text(f"  {title}", style="dim"))
+        self._heading(title)
         for sample in rows:
             self._rich.print()
             self._rich.print(Padding(Text(_one_block(sample["prompt"]), style="cyan"), (0, 2, 0, 2), expand=False))
@@ -135,6 +146,12 @@ class Console:
         """The end of a run: see `Comparison` for what may be in it."""
         self.stage(title)
         self._rich.print(summary.render(comparison))
+
+    def _heading(self, title: str) -> None:
+        """A quiet title of what follows; the next iteration line gets its titles again."""
+        self._rows_since_header = None
+        self._rich.print()
+        self._line(Text(f"  {title}", style="dim"))
 
     def _line(self, text: Text) -> None:
         self._rich.print(text, no_wrap=True, overflow="ellipsis", crop=True)

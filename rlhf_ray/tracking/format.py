@@ -35,6 +35,14 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}%"
 
 
+def shorten(text: str, width: int) -> str:
+    """`text` in at most `width` characters; one that is longer keeps its beginning and its end."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 3
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
 def duration(seconds: float) -> str:
     """`6.2 s`, `4 min 12 s`, `2 h 05 min`."""
     if seconds < 60:

@@ -12,6 +12,8 @@ Metrics = dict[str, float]
 #: Narrower consoles get the second line.
 ONE_LINE_WIDTH = 118
 COUNTER_WIDTH = 9
+#: Where the lines below the first begin.
+INDENT = COUNTER_WIDTH + 3
 
 
 @dataclass(frozen=True)
@@ -77,4 +79,4 @@ def row(width: int, iteration: int, total: int | None, metrics: Metrics) -> list
     if wide:
         return [line]
     phases = "  ".join(f"{column.title} {column.text(metrics)}" for column in PHASES)
-    return [line, Text(f"{'':{COUNTER_WIDTH + 3}}gap {_gap(metrics)}   seconds: {phases}", style="dim")]
+    return [line, Text(f"{'':{INDENT}}gap {_gap(metrics)}   seconds: {phases}", style="dim")]

@@ -27,6 +27,8 @@ class Comparison(TypedDict, total=False):
     """Quantity -> one value per response of each policy, e.g. "length (tokens)"."""
     curve: Sequence[float]
     """Mean reward of each training iteration."""
+    best: tuple[int, float]
+    """The iteration whose samples had the highest mean reward, and that reward."""
     facts: Mapping[str, object]
     """Anything else worth a line, e.g. {"held-out prompts": 128, "KL": "3.2 nats per response"}."""
     paths: Mapping[str, str | Path]
@@ -47,7 +49,7 @@ def render(comparison: Comparison) -> RenderableType:
     if distributions := comparison.get("distributions"):
         parts += [_distributions(labels, distributions), Text()]
     if curve := comparison.get("curve"):
-        parts += [_curve(curve), Text()]
+        parts += [_curve(curve, comparison.get("best")), Text()]
     if facts := comparison.get("facts"):
         parts += [pairs(facts), Text()]
     if paths := comparison.get("paths"):
@@ -109,7 +111,9 @@ def _distributions(
     return table
 
 
-def _curve(curve: Sequence[float]) -> Text:
-    return Text.assemble(
-        ("  reward by iteration  ", "dim"), fit(curve[0], 7, 3), " ", sparkline(curve, 40), " ", fit(curve[-1], 7, 3)
-    )
+def _curve(curve: Sequence[float], best: tuple[int, float] | None) -> Text:
+    first, last = fit(curve[0], 7, 3), fit(curve[-1], 7, 3)
+    text = Text.assemble(("  reward by iteration  ", "dim"), first, " ", sparkline(curve, 40), " ", last)
+    if best is not None:
+        text.append(f"\n{'':23}best {fit(best[1], 7, 3)} in iteration {best[0]}, final {last}", style="dim")
+    return text

@@ -1,6 +1,8 @@
 """Where metrics go besides the console: one protocol, and the set of trackers that a configuration asks for."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,27 +22,48 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """Several trackers as one."""
+    """The metrics file, and services beside it. An error of the file ends the run; one of a service is a warning."""
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = list(trackers)
+    def __init__(self, file: Tracker, services: Sequence[Tracker], warn: Callable[[str], object]) -> None:
+        self._file, self._services, self._warn = file, list(services), warn
+        self._failing: set[Tracker] = set()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        for tracker in self._trackers:
-            tracker.log(step, metrics)
+        self._file.log(step, metrics)
+        for service in self._services:
+            self._attempt(service, f"step {step}", partial(service.log, step, metrics))
 
     def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
+        self._file.close()
+        for service in self._services:
+            self._attempt(service, "the end of the run", service.close)
+
+    def _attempt(self, service: Tracker, what: str, action: Callable[[], None]) -> None:
+        """A service may be down for a while: it is tried every time, and the person told once each time it fails."""
+        try:
+            action()
+            self._failing.discard(service)
+        except Exception as error:
+            if service not in self._failing:
+                name = type(service).__name__.removesuffix("Tracker")
+                self._warn(f"{name} did not take {what} ({type(error).__name__}: {error}); {METRICS_FILE} has it")
+            self._failing.add(service)
 
 
-def make_trackers(section: TrackingSection, folder: Path, config: Section, resume_after: int | None = None) -> Trackers:
+def make_trackers(
+    section: TrackingSection,
+    folder: Path,
+    config: Section,
+    resume_after: int | None = None,
+    warn: Callable[[str], object] = warnings.warn,
+) -> Trackers:
     """The trackers of a run in `folder`: always the metrics file, the others as configured.
 
     Args:
         config: the resolved configuration, shown by the services that keep one.
         resume_after: the last step that the resumed checkpoint includes; what was logged after it is taken back, and
             W&B and MLflow go on in the run they had. None: a new run.
+        warn: hears of trackers that fail while the run goes on.
 
     Raises:
         ConfigError: a tracker is asked for whose package is not installed.
@@ -58,4 +81,4 @@ def make_trackers(section: TrackingSection, folder: Path, config: Section, resum
         from rlhf_ray.tracking.tensorboard import TensorBoardTracker
 
         trackers.append(TensorBoardTracker(folder / TENSORBOARD_FOLDER, resume_after))
-    return Trackers([MetricsFile(folder / METRICS_FILE, resume_after), *trackers])
+    return Trackers(MetricsFile(folder / METRICS_FILE, resume_after), trackers, warn)

@@ -91,7 +91,9 @@ class Session(ActorSession):
     def _open(self, ending: ExitStack) -> None:
         config, resume_step = self.config, self.resumed.step if self.resumed else None
         self.folder.write_start(config)
-        self.trackers: Trackers = make_trackers(config.tracking, self.folder.path, config, resume_step)
+        self.trackers: Trackers = make_trackers(
+            config.tracking, self.folder.path, config, resume_step, self.console.warn
+        )
         ending.callback(self.trackers.close)
         super()._open(ending)
         self.stop.install()
