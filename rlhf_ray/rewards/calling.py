@@ -27,6 +27,8 @@ def call_in_turn(bound: BoundFunction, calls: Calls, emit: Emit) -> None:
         started = perf_counter()
         try:
             answer = bound.function(*call.positional, **call.by_name)
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:  # sys.exit() in a reward function is a failed call, not the end of us
             outcomes: list[Outcome | None] = call.failed(outcome_of_exception(error, perf_counter() - started))
         else:
@@ -128,6 +130,8 @@ async def _answer(bound: BoundFunction, call: _Call) -> tuple[Any, BaseException
     """What the function returned, or what it raised: an event loop would end at a task that raises SystemExit."""
     try:
         return await bound.function(*call.positional, **call.by_name), None
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         return None, error
 

@@ -59,7 +59,7 @@ def find_function(spec: FunctionSpec, instance_of: InstanceOf) -> RewardFunction
     *_, owner, _ = _walk(spec.function, "reward function")
     name = spec.function.partition(":")[2].rpartition(".")[2]
     if isinstance(owner, type) and _needs_instance(owner, name):
-        return getattr(instance_of(spec, owner), name)  # type: ignore[no-any-return]
+        return getattr(instance_of(spec, owner), name)
     if spec.constructor:
         raise ConfigError(f"{spec.where} is no method that needs an instance, but `constructor` is set. Remove it.")
     return resolve_function(spec.function)
@@ -111,7 +111,7 @@ def _unpickle(spec: FunctionSpec) -> RewardFunction:
         ) from None
     if not callable(function):
         raise ConfigError(f"{spec.where} is a {type(function).__name__}, not a function.")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _walk(path: str, what: str) -> list[Any]:
@@ -136,7 +136,7 @@ def resolve_function(path: str, what: str = "reward function") -> RewardFunction
     found = _walk(path, what)[-1]
     if not callable(found):
         raise ConfigError(f"{what} `{path}` is a {type(found).__name__}, not a function.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _import(where: str, name: str) -> ModuleType:

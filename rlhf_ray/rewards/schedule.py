@@ -20,6 +20,7 @@ class Schedule:
         self._message_rows = batch_size * max(1, _ROWS_PER_MESSAGE // batch_size)
         self._waiting = deque(range(rows))
         self._alone: deque[int] = deque()
+        self._one_is_alone = False  # the row that is with the child
         self._calls: list[list[int]] = []  # with the child, in the order sent; answered rows removed
 
     @property
@@ -29,8 +30,10 @@ class Schedule:
 
     def next_message(self) -> tuple[list[int], bool] | None:
         """Rows to send now, and whether they must be alone; None while the child has enough, or nothing is left."""
+        if self._calls and (self._alone or self._one_is_alone):
+            return None
         if self._alone:
-            return None if self._calls else self._send([self._alone.popleft()], alone=True)
+            return self._send([self._alone.popleft()], alone=True)
         if not self._waiting or self.in_flight >= self._calls_at_once * self._batch_size + self._message_rows:
             return None
         count = min(len(self._waiting), self._message_rows)
@@ -58,5 +61,6 @@ class Schedule:
 
     def _send(self, rows: list[int], alone: bool) -> tuple[list[int], bool]:
         size = self._batch_size
+        self._one_is_alone = alone
         self._calls += [rows[start : start + size] for start in range(0, len(rows), size)]
         return rows, alone
