@@ -5,6 +5,8 @@ dataset's own extra columns follow the fixed ones); scorers and the reference an
 key and their own column, so that token data is never copied to add a number to it.
 """
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 KEY = [pa.field("prompt_id", pa.int64(), nullable=False), pa.field("sample_index", pa.int32(), nullable=False)]
@@ -17,6 +19,10 @@ PROMPTS = pa.schema(
         pa.field("prompt_tokens", pa.list_(pa.int32()), nullable=False),
     ]
 )
+
+#: Column that follows the prompt's own where a chat template rendered it: the messages that the template was given.
+MESSAGES_COLUMN = "messages"
+MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 
 #: Demonstrations for SFT: `tokens` is prompt + response, and the loss covers tokens[prompt_length:].
 DEMONSTRATIONS = pa.schema(
@@ -55,9 +61,13 @@ REFERENCE = pa.schema([*KEY, pa.field("reference_logprobs", pa.list_(pa.float32(
 REWARD_PREFIX = "reward/"
 
 
-def reward_schema(component: str) -> pa.Schema:
-    """Schema of one scorer's answer: the key and `reward/<component>`, where null means "did not apply"."""
-    return pa.schema([*KEY, pa.field(REWARD_PREFIX + component, pa.float64())])
+def reward_schema(component: str, parts: Sequence[str] = ()) -> pa.Schema:
+    """Schema of one scorer's answer: the key, `reward/<component>` and `reward/<component>/<part>` for each part.
+
+    Null means "did not apply", or that the call failed.
+    """
+    names = [component, *(f"{component}/{part}" for part in parts)]
+    return pa.schema([*KEY, *(pa.field(REWARD_PREFIX + name, pa.float64()) for name in names)])
 
 
 def sample_schema(prompts: pa.Schema) -> pa.Schema:

@@ -1,8 +1,8 @@
 """Where data comes from and how it is turned into tokens."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
 
@@ -23,10 +23,18 @@ class DataSection(Section):
     preprocess: str | None = Field(
         None, description="Import path of a function: row (dict) -> row, or None to drop it; applied before all else."
     )
-    streaming: bool = Field(False, description="Read no more of a large dataset than max_samples needs.")
+    streaming: bool = Field(
+        False, description="Take the first max_samples rows and read little more; for datasets too large to load."
+    )
     too_long: Literal["error", "drop", "truncate"] = Field(
         "error", description="What to do with rows that exceed the token limit; drop and truncate report counts."
     )
+
+    @model_validator(mode="after")
+    def _a_stream_ends(self) -> Self:
+        if self.streaming and self.max_samples is None:
+            raise ValueError("streaming reads as many rows as max_samples says: set max_samples, too")
+        return self
 
 
 class PromptDataSection(DataSection):

@@ -1,29 +1,78 @@
 """Which columns and which rows of a source are used."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 import pyarrow as pa
 
 from rlhf_ray.config.data import DataSection
 from rlhf_ray.data.order import epoch_order
-from rlhf_ray.data.sources import load_table
-from rlhf_ray.errors import DataError
+from rlhf_ray.data.preprocess import Preprocess, apply, find_preprocess
+from rlhf_ray.data.report import RowCounts
+from rlhf_ray.data.sources import join, load_table, stream_tables
+from rlhf_ray.data.trees import grow, is_tree
+from rlhf_ray.errors import ConfigError, DataError
+
+STREAM_ROWS = 1024  # rows per table of a stream, at most
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a source."""
+
+    table: pa.Table
+    positions: np.ndarray  # int64 [rows], ascending: which rows of the source they are
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def take(self, indices: np.ndarray) -> "_Rows":
+        return _Rows(self.table.take(indices), self.positions[indices])
 
 
 class Source:
     """A source's rows as chosen by a section: the table, each row's position in the source, and names for errors.
 
-    `path` replaces the section's own (for held-out data); max_samples then does not apply.
+    Rows are preprocessed, then those of message trees (text in `tree_column`) become conversations that end with a
+    message of `tree_speaker`, then max_samples chooses. `path` replaces the section's own (for held-out data);
+    max_samples and streaming then do not apply.
     """
 
-    def __init__(self, section: DataSection, path: str | None = None):
+    def __init__(
+        self,
+        section: DataSection,
+        path: str | None = None,
+        *,
+        tree_column: str = "",
+        tree_speaker: Literal["user", "assistant"] = "user",
+    ) -> None:
         self.path = path or section.path
-        table = load_table(self.path, section.split, section.subset)
-        self.rows_read: int = table.num_rows
-        self.positions = _choose(table.num_rows, section) if path is None else np.arange(table.num_rows)
-        self.table: pa.Table = table if len(self.positions) == table.num_rows else table.take(self.positions)
+        limit = section.max_samples if path is None else None
+        preprocess = find_preprocess(section.preprocess) if section.preprocess else None
+        if streamed := section.streaming and limit is not None:
+            rows, read = self._first(section, limit, preprocess)
+        else:
+            table = load_table(self.path, section.split, section.subset)
+            rows, read = self._preprocessed(table, 0, preprocess), table.num_rows
+        if not len(rows):
+            raise DataError(f"data.preprocess left none of the {read:,} rows of '{self.path}'.")
 
-    def has(self, column: str) -> bool:
-        return column in self.table.column_names
+        messages = len(rows)
+        if is_tree(rows.table, tree_column):
+            if streamed:
+                raise ConfigError(
+                    f"data.streaming: '{self.path}' holds message trees, which must be read whole, as the message that "
+                    "another one answers may stand anywhere. Set data.streaming=false; max_samples still applies."
+                )
+            rows = self._grown(rows, tree_column, tree_speaker)
+        self.counts = RowCounts(read, dropped_by_preprocess=read - messages, other_messages=messages - len(rows))
+        rows = _choose(rows, limit, section.shuffle)
+        self.table: pa.Table = rows.table
+        self.positions: np.ndarray = rows.positions
+
+    def has(self, *columns: str) -> bool:
+        return {*columns} <= {*self.table.column_names}
 
     def require(self, *columns: str) -> None:
         """Raise DataError unless all these columns are there."""
@@ -39,15 +88,52 @@ class Source:
 
     def where(self, column: str) -> list[str]:
         """One name per row for error messages."""
-        return [f"'{self.path}', row {position} (the first is 0), column '{column}'" for position in self.positions]
+        return [f"{self._row(position)}, column '{column}'" for position in self.positions]
+
+    def _row(self, position: int) -> str:
+        return f"'{self.path}', row {position} (the first is 0)"
+
+    def _preprocessed(self, table: pa.Table, first: int, function: Preprocess | None) -> _Rows:
+        """The rows of `table` that the function keeps; the table's first row is row `first` of the source."""
+        positions = np.arange(first, first + table.num_rows)
+        if function is None:
+            return _Rows(table, positions)
+        table, kept = apply(function, table, lambda index: self._row(first + index))
+        return _Rows(table, positions[kept])
+
+    def _first(self, section: DataSection, wanted: int, function: Preprocess | None) -> tuple[_Rows, int]:
+        """The first `wanted` rows that the function keeps, and how many rows had to be read for them."""
+        parts: list[_Rows] = []
+        read = 0
+        for table in stream_tables(self.path, section.split, section.subset, min(wanted, STREAM_ROWS)):
+            part = self._preprocessed(table, read, function)
+            missing = wanted - sum(map(len, parts))
+            if len(part) >= missing:
+                parts.append(_Rows(part.table.slice(0, missing), part.positions[:missing]))
+                read = int(part.positions[missing - 1]) + 1
+                break
+            parts.append(part)
+            read += table.num_rows
+        if not read:
+            raise DataError(f"The dataset '{self.path}' has no rows.")
+        filled = [part for part in parts if len(part)] or parts[:1]
+        return _Rows(
+            join([part.table for part in filled], self.path), np.concatenate([part.positions for part in filled])
+        ), read
+
+    def _grown(self, rows: _Rows, column: str, speaker: str) -> _Rows:
+        table, kept = grow(rows.table, column, speaker, lambda index: self._row(rows.positions[index]))
+        if not kept:
+            raise DataError(f"'{self.path}': none of its {len(rows):,} messages is the {speaker}'s.")
+        return _Rows(table, rows.positions[kept])
 
 
-def _choose(rows: int, section: DataSection) -> np.ndarray:
-    """Positions of the rows used, ascending. With shuffling, max_samples draws them from all over the source; the draw
-    does not depend on the run's seed, so that runs with different seeds see the same data."""
-    if section.max_samples is None or section.max_samples >= rows:
-        return np.arange(rows)
-    return np.sort(epoch_order(rows, seed=0, epoch=0, shuffle=section.shuffle)[: section.max_samples])
+def _choose(rows: _Rows, limit: int | None, shuffle: bool) -> _Rows:
+    """At most `limit` rows. With shuffling they are drawn from all over the source; the draw does not depend on the
+    run's seed, so that runs with different seeds see the same data."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows.take(np.sort(epoch_order(len(rows), seed=0, epoch=0, shuffle=shuffle)[:limit]))
 
 
 def _names(columns: list[str] | tuple[str, ...]) -> str:

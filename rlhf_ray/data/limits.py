@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from rlhf_ray.data.report import DataReport
+from rlhf_ray.data.report import DataReport, RowCounts
 from rlhf_ray.errors import DataError
 
 
@@ -24,7 +24,7 @@ def fit(
     limit: int,
     too_long: Literal["error", "drop", "truncate"],
     where: list[str],
-    rows_read: int,
+    rows: RowCounts,
     limit_key: str,
 ) -> Fit:
     """Apply the limit on prompt + response tokens to every row.
@@ -47,7 +47,7 @@ def fit(
         raise DataError(f"All {len(lengths):,} rows are longer than the limit of {limit:,} tokens ({limit_key}).")
     cut = excess[kept]
     report = DataReport(
-        rows_read=rows_read,
+        rows=rows,
         kept=len(kept),
         dropped_too_long=len(lengths) - len(kept),
         truncated=int(np.count_nonzero(cut)),

@@ -7,10 +7,11 @@ import pyarrow as pa
 from rlhf_ray import schema
 from rlhf_ray.config.data import PreferenceDataSection
 from rlhf_ray.data.columns import Source
-from rlhf_ray.data.conversation import Renderer, read_response, refuse_empty, split_conversation
+from rlhf_ray.data.conversation import Renderer, refuse_empty
 from rlhf_ray.data.limits import cut_start, fit
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.errors import DataError
+from rlhf_ray.data.transcripts import is_transcript
+from rlhf_ray.data.turns import Triple, read_response, split_pair, unanswered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,16 +20,16 @@ if TYPE_CHECKING:
 def load_preferences(
     section: PreferenceDataSection, tokenizer: "PreTrainedTokenizerBase", path: str | None = None
 ) -> Loaded:
-    """`schema.PREFERENCES` from prompt, chosen and rejected, or from chosen and rejected as whole conversations.
+    """`schema.PREFERENCES` from prompt, chosen and rejected, or from chosen and rejected that both hold the prompt.
 
     Both answers end with eos and follow the same prompt tokens; a limit that cuts the prompt cuts it equally for both.
     `path` replaces the section's (for section.eval_path). Raises DataError naming row and column.
     """
     source = Source(section, path)
     renderer = Renderer.of(section, tokenizer)
-    where, triples = _read(source, section)
+    where, triples = _read(source, section, renderer)
 
-    prompts = renderer.prompt_tokens([renderer.prompt_text(row[0], at) for row, at in zip(triples, where, strict=True)])
+    prompts = renderer.prompt_tokens([renderer.prompt(row[0], at).text for row, at in zip(triples, where, strict=True)])
     refuse_empty(prompts, where)
     chosen = renderer.response_tokens([row[1] for row in triples])
     rejected = renderer.response_tokens([row[2] for row in triples])
@@ -38,7 +39,7 @@ def load_preferences(
         section.max_tokens,
         section.too_long,
         where,
-        source.rows_read,
+        source.counts,
         "data.max_tokens",
     )
     starts = [
@@ -54,34 +55,31 @@ def load_preferences(
     return Loaded(table, fitted.report)
 
 
-Triple = tuple[object, str, str]  # (prompt: a string or messages, chosen text, rejected text)
-
-
-def _read(source: Source, section: PreferenceDataSection) -> tuple[list[str], list[Triple]]:
-    source.require(section.chosen_column, section.rejected_column)
-    where_chosen, where_rejected = source.where(section.chosen_column), source.where(section.rejected_column)
-    answers = zip(
-        source.cells(section.chosen_column),
-        where_chosen,
-        source.cells(section.rejected_column),
-        where_rejected,
-        strict=True,
-    )
-    first = source.table.column(section.chosen_column)[0].as_py()
-    if isinstance(first, list) and len(first) > 1:
-        return where_chosen, [_split_both(*answer) for answer in answers]
-    source.require(section.prompt_column, section.chosen_column, section.rejected_column)
-    prompts = source.cells(section.prompt_column)
-    return source.where(section.prompt_column), [
-        (prompt, read_response(chosen, at), read_response(rejected, rejected_at))
-        for prompt, (chosen, at, rejected, rejected_at) in zip(prompts, answers, strict=True)
+def _read(source: Source, section: PreferenceDataSection, renderer: Renderer) -> tuple[list[str], list[Triple]]:
+    """Names for errors, and (prompt, chosen, rejected) of every row."""
+    pair = (section.chosen_column, section.rejected_column)
+    source.require(*pair)
+    chosen, rejected = (renderer.opened(source.cells(column)) for column in pair)
+    where_chosen, where_rejected = (source.where(column) for column in pair)
+    if not source.has(section.prompt_column) or _is_conversation(chosen[0]):
+        triples = [split_pair(*row) for row in zip(chosen, rejected, where_chosen, where_rejected, strict=True)]
+        return where_chosen, [_after_template(triple) for triple in triples] if renderer.template else triples
+    where = source.where(section.prompt_column)
+    prompts = renderer.opened(source.cells(section.prompt_column))
+    return where, [
+        (unanswered(prompt, at), read_response(better, better_at), read_response(worse, worse_at))
+        for prompt, at, better, better_at, worse, worse_at in zip(
+            prompts, where, chosen, where_chosen, rejected, where_rejected, strict=True
+        )
     ]
 
 
-def _split_both(chosen: object, where_chosen: str, rejected: object, where_rejected: str) -> Triple:
-    """Two whole conversations as one prompt and two answers."""
-    prompt, better = split_conversation(chosen, where_chosen)
-    other_prompt, worse = split_conversation(rejected, where_rejected)
-    if prompt != other_prompt:
-        raise DataError(f"{where_rejected}: answers another conversation than the chosen one does.")
-    return prompt, better, worse
+def _is_conversation(cell: object) -> bool:
+    """Whether an answer holds its prompt, too."""
+    return is_transcript(cell) or (isinstance(cell, list) and len(cell) > 1)
+
+
+def _after_template(triple: Triple) -> Triple:
+    """Without the space between prompt and responses: the template ends where a response begins."""
+    prompt, better, worse = triple
+    return prompt, better.removeprefix(" "), worse.removeprefix(" ")

@@ -7,14 +7,16 @@ import pyarrow as pa
 from rlhf_ray import schema
 from rlhf_ray.config.data import PromptDataSection
 from rlhf_ray.data.columns import Source
-from rlhf_ray.data.conversation import Renderer, refuse_empty
+from rlhf_ray.data.conversation import Prompt, Renderer, refuse_empty
 from rlhf_ray.data.limits import cut_start, fit
 from rlhf_ray.data.report import Loaded
+from rlhf_ray.data.turns import shared_prompt, unanswered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RENAMED_PREFIX = "dataset_"
+DEFAULT_COLUMN, PAIR = "prompt", ("chosen", "rejected")
 
 
 def load_prompts(
@@ -25,18 +27,22 @@ def load_prompts(
 ) -> Loaded:
     """`schema.PROMPTS` plus the dataset's other columns; prompt_id is the row's position in the source.
 
+    Of a whole conversation the prompt is all but the assistant's last word, of message trees every message of the user
+    with those above it, of preference pairs without a prompt column what chosen and rejected share. Where a template
+    rendered the prompt, the column `messages` (`schema.MESSAGES`) holds what it was given, system prompt included.
+
     `max_prompt_tokens` is what the context leaves; the section's own limit applies where it is smaller. `path` replaces
     the section's (for section.eval_path, with section.eval_split). A column whose name rollouts use themselves becomes
     `dataset_<name>`.
+
     Raises DataError naming row and column for cells that are no prompt or too long.
     """
     if path is not None and section.eval_split:
         section = section.model_copy(update={"split": section.eval_split})
-    source = Source(section, path)
-    source.require(section.prompt_column)
-    where = source.where(section.prompt_column)
+    source = Source(section, path, tree_column=section.prompt_column, tree_speaker="user")
     renderer = Renderer.of(section, tokenizer)
-    texts = [renderer.prompt_text(*cell) for cell in zip(source.cells(section.prompt_column), where, strict=True)]
+    prompts, where = _prompts(source, section.prompt_column, renderer)
+    texts = [prompt.text for prompt in prompts]
     tokens = renderer.prompt_tokens(texts)
     refuse_empty(tokens, where)
 
@@ -47,7 +53,7 @@ def load_prompts(
         limit,
         section.too_long,
         where,
-        source.rows_read,
+        source.counts,
         "data.max_prompt_tokens, or the context minus generation.max_new_tokens",
     )
     for row, cut in zip(fitted.kept, fitted.cut, strict=True):
@@ -62,13 +68,34 @@ def load_prompts(
         },
         schema=schema.PROMPTS,
     )
-    return Loaded(
-        _with_extras(table, source.table.take(fitted.kept).drop_columns([section.prompt_column])), fitted.report
+    if renderer.template is not None:
+        table = table.append_column(schema.MESSAGES_COLUMN, _messages([prompts[row] for row in fitted.kept]))
+    others = [name for name in source.table.column_names if name != section.prompt_column]
+    return Loaded(_with_extras(table, source.table.take(fitted.kept).select(others)), fitted.report)
+
+
+def _prompts(source: Source, column: str, renderer: Renderer) -> tuple[list[Prompt], list[str]]:
+    """The rendered prompts, and their names for errors."""
+    if column == DEFAULT_COLUMN and not source.has(column) and source.has(*PAIR):
+        columns = [renderer.opened(source.cells(name)) for name in PAIR]
+        chosen_at, where = (source.where(name) for name in PAIR)
+        cells = [shared_prompt(*row) for row in zip(*columns, chosen_at, where, strict=True)]
+    else:
+        source.require(column)
+        where = source.where(column)
+        cells = [unanswered(*row) for row in zip(renderer.opened(source.cells(column)), where, strict=True)]
+    return [renderer.prompt(*row) for row in zip(cells, where, strict=True)], where
+
+
+def _messages(prompts: list[Prompt]) -> pa.Array:
+    return pa.array(
+        [[{"role": m["role"], "content": m["content"]} for m in prompt.messages or []] for prompt in prompts],
+        schema.MESSAGES,
     )
 
 
 def _with_extras(prompts: pa.Table, extras: pa.Table) -> pa.Table:
-    taken = {*schema.SAMPLES.names, *schema.REFERENCE.names}
+    taken = {*schema.SAMPLES.names, *schema.REFERENCE.names, *prompts.column_names}
     for field, column in zip(extras.schema, extras.columns, strict=True):
         clash = field.name in taken or field.name.startswith(schema.REWARD_PREFIX)
         name = RENAMED_PREFIX + field.name if clash else field.name

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 
 from rlhf_ray import schema
@@ -58,8 +59,9 @@ def assistant(text):
 
 def test_a_string_becomes_one_user_message_with_generation_prompt(write, chat_tokenizer):
     loaded = load_prompts(PromptDataSection(path=write({"prompt": "close"})), chat_tokenizer, 99)
-    assert loaded.table.schema.equals(schema.PROMPTS)
+    assert loaded.table.schema.equals(pa.schema([*schema.PROMPTS, pa.field("messages", schema.MESSAGES)]))
     (row,) = loaded.table.to_pylist()
+    assert row["messages"] == [user("close")]
     assert row["prompt"] == "<|user|>\nclose<|end|>\n<|assistant|>\n"
     assert chat_tokenizer.decode(row["prompt_tokens"]) == row["prompt"]
     assert row["prompt_tokens"][0] == chat_tokenizer.convert_tokens_to_ids("<|user|>")
@@ -86,7 +88,9 @@ def test_prompt_ids_are_source_rows_and_other_columns_travel(write, chat_tokeniz
     assert row["prompt_id"] == 1
     assert row["answer"] == 2
     assert (row["dataset_response"], row["dataset_reward/a"]) == ("r", 0.5)
-    assert len(set(schema.sample_schema(loaded.table.schema).names)) == len(schema.SAMPLES) + 3
+    assert (
+        len(set(schema.sample_schema(loaded.table.schema).names)) == len(schema.SAMPLES) + 4
+    )  # messages, answer and the two renamed ones
 
 
 def test_max_samples_draws_rows_of_the_source_and_keeps_their_ids(write, chat_tokenizer):
@@ -130,7 +134,7 @@ def test_too_long_prompts_error_drop_or_truncate(write, bos_tokenizer):
 
     dropped = load_prompts(PromptDataSection(path=path, too_long="drop"), bos_tokenizer, 5)
     assert dropped.table["prompt"].to_pylist() == ["abc"]
-    assert (dropped.report.rows_read, dropped.report.kept, dropped.report.dropped_too_long) == (3, 1, 2)
+    assert (dropped.report.rows.read, dropped.report.kept, dropped.report.dropped_too_long) == (3, 1, 2)
     assert "2 dropped as too long" in dropped.report.describe()
 
     cut = load_prompts(PromptDataSection(path=path, too_long="truncate"), bos_tokenizer, 5)
@@ -278,7 +282,7 @@ def test_a_long_pair_is_cut_equally(write, bos_tokenizer):
     ("row", "says"),
     [
         ({"prompt": "x", "chosen": "y"}, "no column 'rejected'"),
-        ({"chosen": "y", "rejected": "z"}, "no column 'prompt'"),
+        ({"chosen": "y", "rejected": "z"}, "there is no column of prompts"),
         ({"prompt": "x", "chosen": "y", "rejected": None}, "column 'rejected'.*null"),
         (
             {"chosen": [user("x"), assistant("a")], "rejected": [user("y"), assistant("b")]},
