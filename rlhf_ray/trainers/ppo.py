@@ -23,13 +23,14 @@ from rlhf_ray.data.order import draw
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.learner.ppo import PPOIteration
+from rlhf_ray.rewards.check import check_reward_columns
 from rlhf_ray.rewards.compose import Composed
 from rlhf_ray.rewards.quarantine import append_failures
 from rlhf_ray.schema import sample_schema
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.callbacks import Callback, Callbacks
 from rlhf_ray.trainers.evaluation import Evaluation, compare, show_samples
-from rlhf_ray.trainers.ppo_actors import PPOActors, check_before_start, check_functions, prompt_limit
+from rlhf_ray.trainers.ppo_actors import PPOActors, check_before_start, prompt_limit
 from rlhf_ray.trainers.rollouts import Rollouts
 from rlhf_ray.trainers.session import Session
 
@@ -70,7 +71,7 @@ class PPOTrainer:
         prompts = load_prompts(config.data, tokenizer, limit)
         held_out = load_prompts(config.data, tokenizer, limit, config.data.eval_path) if config.data.eval_path else None
         columns = sample_schema(prompts.table.schema).names
-        check_functions(config, columns)
+        check_reward_columns(config.rewards, columns)
         arithmetic = ppo_arithmetic(config, prompts.table.num_rows)
         with Session(config, "ppo", self.resume, self.console) as session:
             self.console.stage("PPO", config.model.name)
@@ -94,7 +95,7 @@ class PPOTrainer:
             rollouts = self._collect(prompts.take(rows), iteration, total)
             rollouts.check_version(iteration)
             append_failures(session.folder.quarantine, rollouts.failures, iteration + 1)
-            composed = rollouts.compose(config.rewards)
+            composed = rollouts.compose(config)
             metrics = self._learn(rollouts, self._shape(rollouts, composed), composed.keep, iteration)
             sync = actors.sync.publish(version=iteration + 1, attempt=attempt)
             actors.write_rollouts(f"iteration-{iteration + 1:06d}", rollouts, composed.total)

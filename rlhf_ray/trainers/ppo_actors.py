@@ -11,29 +11,24 @@ import ray
 from ray.actor import ActorHandle
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from rlhf_ray.actors.calls import call_all, wait_all
-from rlhf_ray.actors.generator import Generator, generator_environment
+from rlhf_ray.actors.calls import wait_all
 from rlhf_ray.actors.placement import ActorNeed
 from rlhf_ray.actors.pool import ActorPool
 from rlhf_ray.actors.reference import Reference
-from rlhf_ray.actors.scorer import FunctionScorer, NeuralScorer
 from rlhf_ray.actors.writer import RolloutWriter
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.arithmetic import ppo_arithmetic
 from rlhf_ray.config.common import ModelSection
-from rlhf_ray.config.rewards import FunctionRewardSection, RewardComponent
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.hub import check_model, explain_hub_error, load_tokenizer
 from rlhf_ray.learner.ppo import generator_logprobs_serve
 from rlhf_ray.learner.rank import critic_kind, critic_source
-from rlhf_ray.rewards.function import bind_function
-from rlhf_ray.trainers.rollouts import RolloutCollector, Rollouts
+from rlhf_ray.rewards.check import check_rewards
+from rlhf_ray.schema import REWARD_PREFIX
+from rlhf_ray.trainers.rollout_actors import RolloutActors
+from rlhf_ray.trainers.rollouts import Rollouts
 from rlhf_ray.trainers.session import Session, learner_needs
 from rlhf_ray.weights.publish import WeightSync, choose_transport
-
-EXACT_CHUNK_PROMPTS = 4  # exact mode scores samples in chunks of so many successive prompts
-#: Reference and scorer calls get a batch each; one that is silent for so many timeouts of its function is lost.
-PATIENCE = 3
 
 
 def check_before_start(config: PPOConfig) -> PreTrainedTokenizerBase:
@@ -50,22 +45,10 @@ def check_before_start(config: PPOConfig) -> PreTrainedTokenizerBase:
         check_model(config.reference.model)
     if config.critic.init_from:
         check_model(config.critic.init_from)
-    enabled = {name: section for name, section in config.rewards.items() if section.enabled}
-    if not enabled:
-        raise ConfigError("rewards: no component is enabled, so there is nothing to learn from")
-    for section in enabled.values():
-        if not isinstance(section, FunctionRewardSection):
-            check_model(section.model, section.revision)
+    check_rewards(config.rewards, config.reducer)
     _check_vocabularies(config)
     model = config.model
     return load_tokenizer(model.tokenizer or model.name, model.revision, model.trust_remote_code)
-
-
-def check_functions(config: PPOConfig, columns: list[str]) -> None:
-    """Import the reward functions and see that the samples' columns satisfy their parameters."""
-    for section in config.rewards.values():
-        if section.enabled and isinstance(section, FunctionRewardSection):
-            bind_function(section.function, section.arguments, columns)
 
 
 def prompt_limit(config: PPOConfig) -> int:
@@ -118,14 +101,14 @@ def _model_config(section: ModelSection, name: str) -> PretrainedConfig:
         raise explain_hub_error(name, error) from error
 
 
-class PPOActors:
+class PPOActors(RolloutActors):
     """All actors of a run, started together and ready when the constructor returns."""
 
     def __init__(
         self, session: Session, config: PPOConfig, columns: list[str], total_steps: int, progress: Callable[..., None]
     ) -> None:
-        self.session, self.config, self.columns = session, config, columns
-        self.rewards = {name: section for name, section in config.rewards.items() if section.enabled}
+        rewards = {name: section for name, section in config.rewards.items() if section.enabled}
+        super().__init__(session, config, columns, rewards)
         placement = session.reserve(self._needs())
         transport = choose_transport(config.sync.transport, cuda=placement.gpus > 0, shared_gpus=placement.colocated)
         self.sync_section = config.sync.model_copy(update={"transport": transport})
@@ -133,55 +116,21 @@ class PPOActors:
         self.learner = session.start_learner()
         engine_dtype = self._engine_dtype()
         joining = self.learner.begin_join(total_steps)
-        self.generators = [self._generator(index, engine_dtype) for index in range(config.generation.replicas)]
-        self.scorers = {name: self._scorer_pool(name, section) for name, section in self.rewards.items()}
+        self._start_rollout_actors(engine_dtype, self.sync_section)
         self.reference = self._reference_pool(engine_dtype) if config.kl.coef > 0 else None
         self._wait_until_ready(progress)
         self.learner.finish_join(joining)
         self.learner.call("preparing PPO", "start_ppo", engine_dtype)
         self.sync = self._weight_sync(engine_dtype)
-        self.collector = RolloutCollector(
-            self.generators,
-            self.scorers,
-            self.reference,
-            config.ppo.samples_per_prompt,
-            EXACT_CHUNK_PROMPTS if config.run.exact else None,
-            config.resources.call_timeout_s,
-        )
         self._writing: list[ray.ObjectRef] = []
 
     def _needs(self) -> list[ActorNeed]:
-        config = self.config
-        needs = [ActorNeed("writer", 0), *learner_needs(config)]
-        engine_gpus = config.generation.tensor_parallel_size
-        needs += [ActorNeed("generator", index, gpus=engine_gpus) for index in range(config.generation.replicas)]
-        if config.kl.coef > 0:
-            needs += [ActorNeed("reference", index, gpus=1) for index in range(config.reference.replicas)]
-        for name, section in self.rewards.items():
-            gpus = 0 if isinstance(section, FunctionRewardSection) else 1
-            needs += [ActorNeed(f"reward/{name}", index, gpus=gpus) for index in range(section.replicas)]
+        needs = [ActorNeed("writer", 0), *learner_needs(self.config), *self._rollout_needs()]
+        if self.config.kl.coef > 0:
+            needs += [ActorNeed("reference", index, gpus=1) for index in range(self.config.reference.replicas)]
         return needs
 
     # -- one kind each -----------------------------------------------------------------------------------------------
-
-    def _generator(self, index: int, dtype: str) -> ActorHandle:
-        config, model = self.config, self.config.model
-        environment = generator_environment(config.generation, self.session.starter.threads, config.tracking.verbose)
-        arguments = (model.name, config.generation, self.sync_section, dtype, config.run.seed)
-        options = (model.trust_remote_code, model.revision, model.tokenizer)
-        return self.session.start("generator", index, Generator, *arguments, *options, environment=environment)
-
-    def _scorer_pool(self, name: str, section: RewardComponent) -> ActorPool:
-        kind, dtype = f"reward/{name}", "float32" if self.config.run.exact else None
-
-        def start(index: int) -> ActorHandle:
-            if isinstance(section, FunctionRewardSection):
-                return self.session.start(kind, index, FunctionScorer, name, section, self.columns)
-            chosen = section if dtype is None else section.model_copy(update={"dtype": dtype})
-            return self.session.start(kind, index, NeuralScorer, name, chosen, self.session.starter.threads)
-
-        deadline_s = max(self.config.resources.call_timeout_s, PATIENCE * section.timeout_s)
-        return ActorPool(kind, start, section.replicas, "score", deadline_s=deadline_s)
 
     def _reference_pool(self, engine_dtype: str) -> ActorPool:
         config = self.config
@@ -213,24 +162,15 @@ class PPOActors:
         dtype = self.config.generation.dtype
         return self.learner.call("starting", "compute_dtype") if dtype == "auto" else dtype
 
-    def _wait_until_ready(self, progress: Callable[..., None]) -> None:
-        deadline_s = self.config.resources.start_timeout_s
-        pools = [*self.scorers.values(), *([self.reference] if self.reference is not None else [])]
-        for kind, actors in [("generator", self.generators), *((pool.name, pool.actors) for pool in pools)]:
-            progress(1, note=f"waiting for {kind}")
-            call_all(actors, kind, "loading", "ready", deadline_s=deadline_s)
-
     # -- rollouts on disk --------------------------------------------------------------------------------------------
 
     def write_rollouts(self, stem: str, rollouts: Rollouts, total: np.ndarray) -> None:
         """Have an iteration written to Parquet meanwhile; waits only if the one before is not done."""
         self.finish_writing()
-        columns, start = [], 0
-        for batch in rollouts.batches:
-            size = len(batch.meta["prompt_id"])
-            scores = {f"reward/{name}": batch.scores[name] for name in self.rewards}
-            columns.append(scores | {"reward": total[start : start + size]})
-            start += size
+        rewards = {REWARD_PREFIX + name: values for name, values in rollouts.scores().items()} | {"reward": total}
+        ends = np.cumsum([len(batch.meta["prompt_id"]) for batch in rollouts.batches])[:-1]
+        split = {name: np.split(values, ends) for name, values in rewards.items()}
+        columns = [{name: parts[number] for name, parts in split.items()} for number in range(len(rollouts.batches))]
         references = [batch.reference for batch in rollouts.batches] if self.reference is not None else None
         samples = [batch.samples for batch in rollouts.batches]
         self._writing = [self.writer.write.remote(stem, samples, references, columns)]

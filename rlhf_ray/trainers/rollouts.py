@@ -5,7 +5,7 @@ The driver holds references and small columns. Token data stays in the object st
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ from ray.actor import ActorHandle
 
 from rlhf_ray.actors.calls import describe_health, result
 from rlhf_ray.actors.pool import ActorPool
-from rlhf_ray.config.rewards import RewardComponent
+from rlhf_ray.config import PPOConfig
 from rlhf_ray.errors import AuditError, DataError, InfrastructureError
 from rlhf_ray.learner.experience import RolloutIndex
 from rlhf_ray.rewards.compose import Composed, compose
 from rlhf_ray.rewards.failure import RewardFailure, failures_by_row
-from rlhf_ray.schema import REWARD_PREFIX
+from rlhf_ray.rewards.normalise import RewardNormalizer
+from rlhf_ray.rewards.reducers import make_reducer
+from rlhf_ray.schema import KEY, REWARD_PREFIX
 
 TICK_S = 5.0  # how often a wait looks at the deadlines
 Progress = Callable[[int], None]
@@ -33,7 +35,12 @@ class Batch:
     samples: ray.ObjectRef
     meta: dict[str, Any]
     reference: ray.ObjectRef | None = None
-    scores: dict[str, np.ndarray] = field(default_factory=dict)  # component -> float64 [rows], NaN = none
+    #: component, and `component/part`, -> float64 [rows], NaN = none
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def column(self, name: str) -> np.ndarray:
+        """A component's or a part's values; a part that no sample of this batch had is NaN throughout."""
+        return self.scores.get(name, np.full(len(self.meta["prompt_id"]), np.nan))
 
 
 @dataclass
@@ -49,9 +56,9 @@ class Rollouts:
         return np.concatenate([batch.meta[name] for batch in self.batches])
 
     def scores(self) -> dict[str, np.ndarray]:
-        """Every component's values, float64 [samples] in arrival order; NaN where there is none."""
-        names = self.batches[0].scores if self.batches else ()
-        return {name: np.concatenate([batch.scores[name] for batch in self.batches]) for name in names}
+        """The values of every component and its parts, float64 [samples] in arrival order; NaN where there is none."""
+        names = sorted({name for batch in self.batches for name in batch.scores})
+        return {name: np.concatenate([batch.column(name) for batch in self.batches]) for name in names}
 
     def failed(self) -> dict[tuple[int, str], RewardFailure]:
         """The failures by (row in arrival order, component)."""
@@ -78,9 +85,18 @@ class Rollouts:
                 "a generator missed a sync"
             )
 
-    def compose(self, sections: dict[str, RewardComponent]) -> Composed:
-        """The total reward of every sample in arrival order, and what is to be dropped."""
-        return compose(self.scores(), self.failed(), sections)
+    def compose(self, config: PPOConfig, normalizer: RewardNormalizer | None = None, update: bool = False) -> Composed:
+        """The total reward of every sample in arrival order, and what is to be dropped.
+
+        Computed in canonical order, so that no sum depends on which actor was faster. `update`: take these samples
+        into the normalizer's moments.
+        """
+        order = self._canonical_order()
+        place = np.argsort(order)  # arrival row -> canonical row
+        columns = {name: values[order] for name, values in self.scores().items()}
+        failed = {(int(place[row]), name): failure for (row, name), failure in self.failed().items()}
+        composed = compose(columns, failed, config.rewards, make_reducer(config.reducer), normalizer, update)
+        return replace(composed, total=composed.total[place], keep=composed.keep[place])
 
     def index(self, rewards: np.ndarray, keep: np.ndarray) -> RolloutIndex:
         """The kept samples in canonical order, for the learner."""
@@ -94,11 +110,15 @@ class Rollouts:
             "response_length": self.column("response_length"),
             "reward": rewards,
         }
-        order = np.lexsort((columns["sample_index"], columns["prompt_id"]))
+        order = self._canonical_order()
         order = order[keep[order]]
         if not len(order):
             raise DataError("no sample of this iteration is left: every one was dropped by its reward's failure policy")
         return RolloutIndex(**{name: column[order] for name, column in columns.items()})
+
+    def _canonical_order(self) -> np.ndarray:
+        """Arrival rows sorted by (prompt_id, sample_index)."""
+        return np.lexsort((self.column("sample_index"), self.column("prompt_id")))
 
 
 class RolloutCollector:
@@ -211,8 +231,9 @@ class _Collection:
             self.batches[number].reference = done.refs[0]
             return
         table, failures = done.value
-        values = table[REWARD_PREFIX + component].to_numpy(zero_copy_only=False)
-        self.batches[number].scores[component] = values.astype(np.float64)
+        for name in table.column_names[len(KEY) :]:
+            values = table[name].to_numpy(zero_copy_only=False)
+            self.batches[number].scores[name.removeprefix(REWARD_PREFIX)] = values.astype(np.float64)
         self.failures += failures
 
     def _check_deadlines(self) -> None:

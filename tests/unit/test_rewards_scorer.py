@@ -1,6 +1,5 @@
 """The scorer classes in this process, without Ray."""
 
-import math
 import threading
 import time
 from pathlib import Path
@@ -8,9 +7,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from rlhf_ray.actors.scorer import FunctionScorer, NeuralScorer
-from rlhf_ray.config.rewards import FunctionRewardSection, NeuralRewardSection
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.actors.scorer import EndpointScorer, FunctionScorer, NeuralScorer, make_scorer
+from rlhf_ray.config.rewards import (
+    EnsembleRewardSection,
+    FunctionRewardSection,
+    JudgeRewardSection,
+    NeuralRewardSection,
+    RemoteRewardSection,
+    RewardComponent,
+)
+from rlhf_ray.errors import ConfigError, InfrastructureError
+from rlhf_ray.rewards.outcome import CallFailure, Outcome
 from rlhf_ray.schema import PROMPTS, reward_schema, sample_schema
 
 pytestmark = pytest.mark.unit
@@ -91,14 +98,56 @@ def test_a_function_that_cannot_be_bound_is_a_config_error() -> None:
         FunctionScorer("judge", section, sample_schema(PROMPTS).names).ready()
 
 
-def test_neural_scores_that_are_not_finite_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Scores:
-        def score(self, table: pa.Table) -> list[float]:
-            return [1.5, math.nan, -math.inf]
+class Scores:
+    """Outcomes as any reward gives them: a part that only some rows have, a failure, a row that does not apply."""
 
-    judge = NeuralScorer("quality", NeuralRewardSection(model="unused"))
+    def score(self, table: pa.Table) -> list[Outcome]:
+        overflow = CallFailure("not_finite", "scored nan")
+        return [
+            Outcome(value=1.5, parts={"tone": 1.0}),
+            Outcome(failure=overflow),
+            Outcome(parts={"facts": None}),
+            Outcome(value=2.0, parts={"facts": 2.0}),
+        ]
+
+
+@pytest.mark.parametrize("on_failure", ["leave_out", "fail"])
+def test_parts_are_columns_and_failures_are_null(on_failure: str) -> None:
+    judge = NeuralScorer("quality", NeuralRewardSection(model="unused", on_failure=on_failure))
     judge._reward = Scores()
-    answer, failures = judge.score(table(["a", "b", "c"]))
-    assert answer.column("reward/quality").to_pylist() == [1.5, None, None]
-    assert [(failure.sample_index, failure.kind) for failure in failures] == [(1, "not_finite"), (2, "not_finite")]
-    assert "scored nan" in failures[0].message
+    answer, (failure,) = judge.score(table(["a", "b", "c", "d"]))
+    assert (failure.prompt_id, failure.sample_index, failure.kind) == (51, 1, "not_finite")
+    columns = {name: answer.column(name).to_pylist() for name in answer.column_names[2:]}
+    if on_failure == "fail":  # nothing is read after the first failure
+        assert answer.schema == reward_schema("quality", ["tone"])
+        assert columns == {"reward/quality": [1.5, None, None, None], "reward/quality/tone": [1.0, None, None, None]}
+        return
+    assert answer.schema == reward_schema("quality", ["tone", "facts"])
+    assert columns == {
+        "reward/quality": [1.5, None, None, 2.0],
+        "reward/quality/tone": [1.0, None, None, None],
+        "reward/quality/facts": [None, None, None, 2.0],
+    }
+    assert (judge.health()["samples"], judge.health()["failures"]) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("section", "kind"),
+    [
+        (FunctionRewardSection(function="functions_for_scorer:judged"), FunctionScorer),
+        (NeuralRewardSection(model="a"), NeuralScorer),
+        (EnsembleRewardSection(models=["a", "b"]), NeuralScorer),
+        (RemoteRewardSection(url="http://127.0.0.1:1/score"), EndpointScorer),
+        (JudgeRewardSection(base_url="http://127.0.0.1:1/v1", model="m", rubric="rubric.txt"), EndpointScorer),
+    ],
+)
+def test_every_kind_of_component_has_its_scorer(section: RewardComponent, kind: type) -> None:
+    scorer = make_scorer("component", section, SCHEMA.names, threads=1)
+    assert type(scorer) is kind
+    assert scorer.health()["state"] == "idle"
+
+
+def test_an_endpoint_that_does_not_answer_is_found_before_any_sample() -> None:
+    section = RemoteRewardSection(url="http://127.0.0.1:1/score", retries=0, deadline_s=5)
+    with pytest.raises(InfrastructureError, match=r"rewards\.remote: the first request"):
+        make_scorer("remote", section, SCHEMA.names).ready()
