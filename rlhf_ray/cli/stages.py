@@ -1,5 +1,6 @@
 """`rlhf-ray sft`, `reward` and `ppo`: one configuration, one trainer."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -82,20 +83,41 @@ def reward(files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | N
 @click.command()
 @config_options
 @resume_option
-def ppo(files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | None) -> None:
+@click.option("--tiny", is_flag=True, help="A recipe's tiny variant: models and data made here, minutes on two cores.")
+def ppo(files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | None, tiny: bool) -> None:
     """PPO towards one or several rewards, on Ray with vLLM rollouts.
 
     \b
     rlhf-ray ppo --config configs/ppo.yaml model.name=Qwen/Qwen2.5-0.5B-Instruct
+    rlhf-ray ppo --config configs/sentiment_gpt2.yaml --tiny
     rlhf-ray ppo --config base.yaml --config mine.yaml ppo.iterations=200
     rlhf-ray ppo --resume runs/ppo-20260101-120000
 
     All keys: rlhf-ray config schema ppo. What a configuration comes to: rlhf-ray config show ppo --config FILE.
     """
+    if tiny:
+        overrides = (*_tiny(files, overrides), *overrides)
     config = _load("ppo", files, overrides, resume)
     from rlhf_ray.trainers.ppo import PPOTrainer
 
     PPOTrainer(config, resume=resume).train()
+
+
+def _tiny(files: tuple[Path, ...], overrides: tuple[str, ...]) -> list[str]:
+    """The overrides that make a recipe tiny, shown on the console; files it needs are made below the runs' root."""
+    from rlhf_ray.config.load import load_config
+    from rlhf_ray.demo.recipes.tiny import tiny_overlay
+    from rlhf_ray.tracking.console import Console
+
+    if not files:
+        raise ConfigError("--tiny: give the recipe's --config FILE (a run that is resumed is tiny if it was)")
+    recipe = files[0].stem
+    root, console = load_config(config_class("ppo"), files, overrides).run.root, Console()
+    with console.progress(f"{recipe}: making tiny models and data"):
+        overlay = tiny_overlay(recipe, Path(root) / "tiny")
+    console.stage("Tiny", recipe)
+    console.facts({key: str(value) for key, value in overlay.items()})
+    return [f"{key}={json.dumps(value)}" for key, value in overlay.items()]
 
 
 def _load(stage: str, files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | None) -> Any:

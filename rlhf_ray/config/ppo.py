@@ -130,7 +130,8 @@ class EvaluationSection(Section):
 class EarlyStopSection(Section):
     """End the run before its length is reached; the policy is saved as always."""
 
-    kl: float | None = Field(None, gt=0, description="Stop when kl/mean (nats per response) exceeds this ...")
+    kl: float | None = Field(None, gt=0, description="Stop when the KL from the reference exceeds so many nats ...")
+    kl_per: Literal["response", "token"] = Field("response", description="... per response, or per token of it ...")
     kl_patience: int = Field(1, ge=1, description="... in so many iterations in a row.")
     plateau: int | None = Field(None, ge=1, description="Stop after so many iterations without a better mean reward.")
     plateau_min_gain: float = Field(0.0, ge=0, description="A mean reward counts as better from this gain on.")

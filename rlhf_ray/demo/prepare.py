@@ -111,13 +111,13 @@ def _write_model(folder: Path, texts: list[str], seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    with _no_progress_bar():
+    with no_progress_bar():
         model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Without transformers' bar for a write of milliseconds."""
     from transformers.utils import logging
 

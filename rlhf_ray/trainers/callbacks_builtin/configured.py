@@ -24,7 +24,7 @@ def configured_callbacks(config: PPOConfig) -> list[Callback]:
         callbacks.append(BestModel("held-out prompts" if evaluated else "training samples"))
     if stop.kl is not None:
         check_kl_is_measured(config)
-        callbacks.append(KLEarlyStop(stop.kl, stop.kl_patience))
+        callbacks.append(KLEarlyStop(stop.kl, stop.kl_patience, stop.kl_per))
     if stop.plateau is not None:
         callbacks.append(RewardPlateauStop(stop.plateau, stop.plateau_min_gain))
     return callbacks

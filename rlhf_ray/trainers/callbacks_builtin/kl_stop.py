@@ -1,6 +1,6 @@
 """Stop before the policy has left the reference behind: a sign that it games its rewards."""
 
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.errors import ConfigError
@@ -8,10 +8,10 @@ from rlhf_ray.trainers.callbacks import Callback, RunningTrainer
 
 
 class KLEarlyStop(Callback):
-    """Stops when the KL from the reference (nats per response) exceeds `threshold` `patience` times in a row."""
+    """Stops when the KL from the reference (nats per response or token) exceeds `threshold` `patience` times in a row."""
 
-    def __init__(self, threshold: float, patience: int = 1) -> None:
-        self.threshold, self.patience = threshold, patience
+    def __init__(self, threshold: float, patience: int = 1, per: Literal["response", "token"] = "response") -> None:
+        self.threshold, self.patience, self.per = threshold, patience, per
         self.exceeded = 0  # iterations in a row
 
     def on_train_start(self, trainer: RunningTrainer) -> None:
@@ -19,11 +19,11 @@ class KLEarlyStop(Callback):
         self.trainer = trainer
 
     def on_iteration_end(self, iteration: int, metrics: dict[str, float]) -> None:
-        kl = metrics["kl/mean"]
+        kl = metrics["kl/mean"] / (metrics["response/length_mean"] if self.per == "token" else 1)
         self.exceeded = self.exceeded + 1 if kl > self.threshold else 0
         if self.exceeded >= self.patience:
             times = f" for {self.patience} iterations" if self.patience > 1 else ""
-            self.trainer.request_stop(f"KL {kl:.4g} above {self.threshold:g} nats per response{times}")
+            self.trainer.request_stop(f"KL {kl:.4g} above {self.threshold:g} nats per {self.per}{times}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"exceeded": self.exceeded}
