@@ -99,10 +99,7 @@ def compose(
     values = _clipped(normalizer.apply(values), active)
 
     weights = {name: section.weight for name, section in active.items()}
-    total = np.full(keep.shape, np.nan)
-    total[keep] = reducer.reduce({name: column[keep] for name, column in values.items()}, weights) * scale[keep]
-    if np.isinf(total).any():
-        raise DataError(f"The total reward of {np.isinf(total).sum()} samples is infinite: lower the weights, or clip.")
+    total = _reduced(reducer, values, weights, keep) * scale
     keep = ~np.isnan(total)
     stats = _stats(columns, failures, active)
     for name, column in values.items():
@@ -197,6 +194,18 @@ def _gated(
             values[name] = np.where(unknown, np.nan, np.where(is_open, raw[name], gate.otherwise))
             shut[name] = int((~is_open & ~unknown).sum())
     return values, shut
+
+
+def _reduced(reducer: Reducer, values: Columns, weights: Mapping[str, float], keep: np.ndarray) -> np.ndarray:
+    """float64 [samples], NaN where a sample is not kept or nothing applied. Raises DataError for an overflow."""
+    total = np.full(keep.shape, np.nan)
+    if keep.any():
+        with np.errstate(over="ignore", invalid="ignore"):
+            total[keep] = reducer.reduce({name: column[keep] for name, column in values.items()}, weights)
+    applied = np.any([~np.isnan(column) & (weights[name] != 0) for name, column in values.items()], axis=0)
+    if count := int((np.isinf(total) | (np.isnan(total) & keep & applied)).sum()):
+        raise DataError(f"The total reward of {count} samples is too large for a number: lower the weights, or clip.")
+    return total
 
 
 def _clipped(values: Columns, active: Mapping[str, RewardSection]) -> dict[str, np.ndarray]:

@@ -112,7 +112,8 @@ class RewardComposer(Term):
 
     def _section(self, attribute: str, mark: Mark) -> FunctionRewardSection:
         """How a scoring process finds the method: by class and constructor arguments, or pickled with its instance."""
-        constructor = _plain_constructor(type(self), *self._call)
+        needs_instance = not isinstance(inspect.getattr_static(self, attribute), staticmethod | classmethod)
+        constructor = _plain_constructor(type(self), *self._call) if needs_instance else {}
         where = f"{type(self).__name__}.{attribute}"
         function = f"{label(type(self))}.{attribute}"
         if import_path(type(self)) is not None and constructor is not None:

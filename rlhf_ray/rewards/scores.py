@@ -10,6 +10,7 @@ from rlhf_ray.config.rewards import ReducerSection, RewardComponent
 from rlhf_ray.errors import DataError
 from rlhf_ray.rewards.compose import compose, enabled_components
 from rlhf_ray.rewards.failure import RewardFailure
+from rlhf_ray.rewards.outcome import CallFailure
 from rlhf_ray.rewards.reducers import make_reducer
 
 if TYPE_CHECKING:
@@ -50,11 +51,23 @@ def score_term(
         lengths = ", ".join(f"{name} {len(column)}" for name, column in table.items())
         raise DataError(f"score needs columns of one length, but got {lengths}")
     values: dict[str, np.ndarray] = {}
-    failures: list[RewardFailure] = []
+    failures: dict[tuple[int, str], RewardFailure] = {}
     for name in enabled_components(sections):
-        scored = score_section(name, sections[name], table)
-        values |= scored.columns
-        failures += scored.failures
-    failed = {(failure.prompt_id, failure.component): failure for failure in failures}
-    composed = compose(values, failed, sections, make_reducer(reducer))
-    return RewardScores(composed.total, values, failures, table["prompt"], table["response"])
+        outcomes = score_section(name, sections[name], table)
+        values[name] = _floats([outcome.value for outcome in outcomes])
+        for part in dict.fromkeys(part for outcome in outcomes for part in outcome.parts):
+            values[f"{name}/{part}"] = _floats([outcome.parts.get(part) for outcome in outcomes])
+        for row, outcome in enumerate(outcomes):
+            if outcome.failure is not None:
+                failures[row, name] = _failure(name, table, row, outcome.failure)
+    composed = compose(values, failures, sections, make_reducer(reducer))
+    return RewardScores(composed.total, values, list(failures.values()), table["prompt"], table["response"])
+
+
+def _floats(values: Sequence[float | None]) -> np.ndarray:
+    return np.array(values, dtype=np.float64)  # None becomes NaN
+
+
+def _failure(name: str, table: Mapping[str, Sequence[Any]], row: int, failure: CallFailure) -> RewardFailure:
+    texts = table["prompt"][row], table["response"][row]
+    return RewardFailure(name, row, 0, failure.kind, failure.message, failure.traceback, *texts)

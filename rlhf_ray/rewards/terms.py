@@ -9,9 +9,11 @@ every operation returns a new one.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Literal
 
+from rlhf_ray.config.base import Section
 from rlhf_ray.config.rewards import (
     EnsembleRewardSection,
     FunctionRewardSection,
@@ -53,9 +55,9 @@ class Term:
 
     def __mul__(self, factor: float) -> "Term":
         """All weights times a number."""
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
+        if isinstance(factor, bool) or not isinstance(factor, Real):
             return NotImplemented
-        return self._changed(lambda section: {"weight": section.weight * factor})
+        return self._changed(lambda section: {"weight": section.weight * float(factor)})
 
     __rmul__ = __mul__
 
@@ -231,15 +233,15 @@ class LLMJudge(Term):
 
 
 def as_term(reward: Any) -> Term:
-    """A term from whatever may stand for a reward: a term, a composer, a function or its import path, a dict of
-    sections, or a list of these. Raises ConfigError for anything else.
+    """A term from whatever may stand for a reward: a term, a composer, a function or its import path; a list of these,
+    or a dict of them by name, whose values may be sections too. Raises ConfigError for anything else.
     """
     if isinstance(reward, Term):
         return reward
     if isinstance(reward, type) and issubclass(reward, Term):
         raise ConfigError(f"{reward.__name__} is a class: pass an instance, {reward.__name__}(...)")
-    if isinstance(reward, Mapping) and all(isinstance(section, RewardSection) for section in reward.values()):
-        return Term(reward)
+    if isinstance(reward, Mapping):
+        return join([_named(name, part) for name, part in reward.items()])
     if isinstance(reward, Sequence) and not isinstance(reward, str):
         return join([as_term(part) for part in reward])
     if isinstance(reward, str) or callable(reward):
@@ -264,6 +266,17 @@ def join(terms: Sequence[Term]) -> Term:
                 raise ConfigError(f'two reward components are called `{name}`: rename one, term.named("other")')
             sections[name] = section
     return terms[0] if len(terms) == 1 else Term(sections)
+
+
+class _Components(Section):
+    rewards: dict[str, RewardComponent]
+
+
+def _named(name: str, reward: Any) -> Term:
+    """One entry of a dict of rewards."""
+    if isinstance(reward, RewardSection | Mapping):
+        return Term(build_section(_Components, "reward", rewards={name: reward}).rewards)
+    return as_term(reward).named(name)
 
 
 def _function_name(function: Callable[..., Any]) -> str:
