@@ -62,7 +62,7 @@ BAD = {
     "biased old log-probs": (
         "ppo", ["ppo.old_logprobs=generator", "generation.temperature=0.7"], ["ppo.old_logprobs", "temperature"],
     ),
-    "no reward enabled": ("ppo", ["rewards.short.enabled=false"], ["rewards: no component is enabled"]),
+    "no reward enabled": ("ppo", ["rewards.short.enabled=false"], ["No reward component is enabled"]),
 }  # fmt: skip
 
 

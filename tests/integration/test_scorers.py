@@ -72,7 +72,9 @@ def test_function_and_neural_scorers_compose(
     neural = NeuralRewardSection(model=str(save_reward_model(tmp_path / "model")), dtype="float32")
     actors = {
         "rule": ray.remote(FunctionScorer).options(**functions).remote("rule", rule, SAMPLES.names),
-        "quality": ray.remote(NeuralScorer).options(num_cpus=0.1, max_concurrency=4).remote("quality", neural, 1),
+        "quality": ray.remote(NeuralScorer)
+        .options(num_cpus=0.1, max_concurrency=4)
+        .remote("quality", neural, SAMPLES.names, 1),
     }
     killed_after += actors.values()
     assert ray.get([actor.ready.remote() for actor in actors.values()], timeout=120) == [
