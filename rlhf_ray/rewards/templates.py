@@ -1,7 +1,8 @@
 """How a reward model reads a sample: the text or texts that it gets, as token ids of its own tokenizer.
 
     None      prompt followed by response, as one text
-    pair      prompt and response as two texts, with the tokenizer's separators (cross-encoders)
+    pair      prompt and response as two texts, with the tokenizer's separators (cross-encoders); a prompt that was
+              rendered from messages is read as what they say, without the policy's template
     chat      the tokenizer's chat template on the messages and the response
     "..."     any text with {prompt} and {response}
 
@@ -51,7 +52,7 @@ class SampleReader:
             return []
         prompts, responses = table.column("prompt").to_pylist(), table.column("response").to_pylist()
         if self._template == "pair":
-            return list(self._pairs(prompts, responses))
+            return list(self._pairs(_said(table, prompts), responses))
         if self._template == "chat":
             return self._chats(_conversations(table, prompts, responses))
         form = self._template or "{prompt}{response}"
@@ -112,6 +113,14 @@ def _conversations(table: pa.Table, prompts: Sequence[str], responses: Sequence[
         [*(start or [{"role": "user", "content": prompt}]), {"role": "assistant", "content": response}]
         for start, prompt, response in zip(starts, prompts, responses, strict=True)
     ]
+
+
+def _said(table: pa.Table, prompts: Sequence[str]) -> list[str]:
+    """The text of each row's messages; a prompt without messages is the text itself."""
+    if MESSAGES not in table.column_names:
+        return list(prompts)
+    cells = zip(table.column(MESSAGES).to_pylist(), prompts, strict=True)
+    return ["\n\n".join(message["content"] for message in messages) if messages else p for messages, p in cells]
 
 
 def _check_fields(template: str) -> None:

@@ -43,6 +43,18 @@ def test_a_pair_has_separators_and_token_types(tmp_path: Path) -> None:
     assert scored != pytest.approx(without_types, abs=1e-3)
 
 
+def test_a_pair_reads_the_messages_where_a_template_made_the_prompt(tmp_path: Path) -> None:
+    save_bert(tmp_path)
+    reward = NeuralReward(section(tmp_path, template="pair"))
+    rows = [{**row, "prompt": f"w50 {row['prompt']} w51"} for row in samples(2).to_pylist()]
+    said: list[object] = [[{"role": "system", "content": "w1"}, {"role": "user", "content": "w2 w3"}], None]
+    wrapped = with_messages(pa.Table.from_pylist(rows), said)
+    prompts = [words("w1 w2 w3"), words(rows[1]["prompt"])]
+    read = [entry.ids.tolist() for entry in reward._reader.read(wrapped)]
+    expected = [[3, *p, 4, *words(row["response"]), 4] for p, row in zip(prompts, rows, strict=True)]
+    assert read == expected
+
+
 @pytest.mark.parametrize(("prompt_words", "response_words"), [(30, 5), (30, 29), (2, 60)])
 def test_a_long_pair_loses_the_start_of_its_prompt_first(
     tmp_path: Path, prompt_words: int, response_words: int

@@ -8,7 +8,10 @@ from rlhf_ray.trainers.callbacks import Callback, RunningTrainer
 
 
 class KLEarlyStop(Callback):
-    """Stops when the KL from the reference (nats per response or token) exceeds `threshold` `patience` times in a row."""
+    """Stops when the KL from the reference exceeds `threshold` in `patience` iterations in a row.
+
+    It is counted in nats `per` response, or per token of the responses' mean length.
+    """
 
     def __init__(self, threshold: float, patience: int = 1, per: Literal["response", "token"] = "response") -> None:
         self.threshold, self.patience, self.per = threshold, patience, per
