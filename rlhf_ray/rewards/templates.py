@@ -117,9 +117,9 @@ def _conversations(table: pa.Table, prompts: Sequence[str], responses: Sequence[
 
 def _said(table: pa.Table, prompts: Sequence[str]) -> list[str]:
     """The text of each row's messages; a prompt without messages is the text itself."""
-    if MESSAGES not in table.column_names:
+    if MESSAGES_COLUMN not in table.column_names:
         return list(prompts)
-    cells = zip(table.column(MESSAGES).to_pylist(), prompts, strict=True)
+    cells = zip(table.column(MESSAGES_COLUMN).to_pylist(), prompts, strict=True)
     return ["\n\n".join(message["content"] for message in messages) if messages else p for messages, p in cells]
 
 
