@@ -1,3 +1,106 @@
-"""rlhf_ray: Ray-distributed, actor-based RLHF with real vLLM rollouts and proven weight syncs."""
+"""rlhf_ray: Ray-distributed, actor-based RLHF with real vLLM rollouts and proven weight syncs.
+
+    from rlhf_ray import LoraConfig, PPOTrainer, RewardComposer, llm_reward
+
+Names are imported when they are used: `import rlhf_ray`, and so `rlhf-ray --help`, loads none of the libraries below.
+"""
+
+# ruff: noqa: F401 (the imports below are what `__getattr__` gives, for type checkers and editors)
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
+    from rlhf_ray.config.common import LoraSection as LoraConfig
+    from rlhf_ray.config.common import RunSection as RunConfig
+    from rlhf_ray.config.data import PromptDataSection as PromptDataConfig
+    from rlhf_ray.config.load import load_config
+    from rlhf_ray.config.ppo import GenerationSection as GenerationConfig
+    from rlhf_ray.config.rlhf import RLHFConfig
+    from rlhf_ray.config.training import TrainingConfig
+    from rlhf_ray.rewards.composer import RewardComposer
+    from rlhf_ray.rewards.decorator import llm_reward
+    from rlhf_ray.rewards.reducers import (
+        FunctionReducer,
+        MaxReducer,
+        MeanReducer,
+        MinReducer,
+        ProductReducer,
+        WeightedSumReducer,
+    )
+    from rlhf_ray.rewards.terms import FunctionReward, HuggingFaceRewardModel, LLMJudge, RemoteReward, RewardEnsemble
+    from rlhf_ray.trainers.callbacks import Callback
+    from rlhf_ray.trainers.callbacks_builtin import (
+        BestModel,
+        KLEarlyStop,
+        MLflowCallback,
+        RewardPlateauStop,
+        SampleTable,
+        TensorBoardCallback,
+        WandbCallback,
+    )
+    from rlhf_ray.trainers.evaluation import Evaluation
+    from rlhf_ray.trainers.ppo import PPOTrainer
+    from rlhf_ray.trainers.results import PPOResult
+    from rlhf_ray.trainers.reward_model import RewardModelTrainer
+    from rlhf_ray.trainers.rlhf import RLHFTrainer
+    from rlhf_ray.trainers.sft import SFTTrainer
+
+#: Exported name -> module, or module:name where it is called otherwise there.
+_EXPORTS = {
+    "BestModel": "trainers.callbacks_builtin",
+    "Callback": "trainers.callbacks",
+    "Evaluation": "trainers.evaluation",
+    "FunctionReducer": "rewards.reducers",
+    "FunctionReward": "rewards.terms",
+    "GenerationConfig": "config.ppo:GenerationSection",
+    "HuggingFaceRewardModel": "rewards.terms",
+    "KLEarlyStop": "trainers.callbacks_builtin",
+    "LLMJudge": "rewards.terms",
+    "LoraConfig": "config.common:LoraSection",
+    "MLflowCallback": "trainers.callbacks_builtin",
+    "MaxReducer": "rewards.reducers",
+    "MeanReducer": "rewards.reducers",
+    "MinReducer": "rewards.reducers",
+    "PPOConfig": "config",
+    "PPOResult": "trainers.results",
+    "PPOTrainer": "trainers.ppo",
+    "ProductReducer": "rewards.reducers",
+    "PromptDataConfig": "config.data:PromptDataSection",
+    "RLHFConfig": "config.rlhf",
+    "RLHFTrainer": "trainers.rlhf",
+    "RemoteReward": "rewards.terms",
+    "RewardComposer": "rewards.composer",
+    "RewardEnsemble": "rewards.terms",
+    "RewardModelConfig": "config",
+    "RewardModelTrainer": "trainers.reward_model",
+    "RewardPlateauStop": "trainers.callbacks_builtin",
+    "RunConfig": "config.common:RunSection",
+    "SFTConfig": "config",
+    "SFTTrainer": "trainers.sft",
+    "SampleTable": "trainers.callbacks_builtin",
+    "TensorBoardCallback": "trainers.callbacks_builtin",
+    "TrainingConfig": "config.training",
+    "WandbCallback": "trainers.callbacks_builtin",
+    "WeightedSumReducer": "rewards.reducers",
+    "llm_reward": "rewards.decorator",
+    "load_config": "config.load",
+}
+
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'rlhf_ray' has no attribute {name!r}")
+    module, _, original = _EXPORTS[name].partition(":")
+    value = getattr(importlib.import_module(f"rlhf_ray.{module}"), original or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,17 +3,22 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 
 from rlhf_ray.config import PPOConfig
+from rlhf_ray.rewards.failure import RewardFailure
+from rlhf_ray.rewards.normalise import RewardNormalizer
+from rlhf_ray.schema import REWARD_PREFIX
 from rlhf_ray.tracking.console import Console, Sample
-from rlhf_ray.tracking.summary import Comparison
 from rlhf_ray.trainers.rollouts import RolloutCollector
-from rlhf_ray.trainers.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import pandas
 
 #: Stands in for the iteration in the samples' seeds: no training iteration has it.
 EVALUATION = -1
@@ -21,7 +26,7 @@ EVALUATION = -1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One response per prompt, in the prompts' order; arrays [prompts]."""
+    """One response per prompt, in the prompts' order; arrays [prompts]. A reward that failed or is missing is NaN."""
 
     prompts: list[str]
     responses: list[str]
@@ -32,32 +37,88 @@ class Evaluation:
 
     @classmethod
     def run(
-        cls, collector: RolloutCollector, prompts: pa.Table, config: PPOConfig, progress: Callable[..., None]
+        cls,
+        collector: RolloutCollector,
+        prompts: pa.Table,
+        config: PPOConfig,
+        normalizer: RewardNormalizer,
+        *,
+        progress: Callable[..., None],
+        on_failures: Callable[[list[RewardFailure]], object],
     ) -> "Evaluation":
-        """Sample and score `prompts` with the policy that the generators hold."""
+        """Sample and score `prompts` with the policy that the generators hold.
+
+        `on_failures` hears of failed rewards before `on_failure` of their component is applied.
+        """
         rollouts = collector.collect(
             prompts, EVALUATION, config.run.seed, samples_per_prompt=1, with_reference=False, progress=progress
         )
-        composed = rollouts.compose(config.rewards)
+        on_failures(rollouts.failures)
+        composed = rollouts.compose(config, normalizer, update=False)
         table = pa.concat_tables(
             ray.get(batch.samples).select(["prompt_id", "prompt", "response"]) for batch in rollouts.batches
         )
         order = np.argsort(table["prompt_id"].to_numpy(), kind="stable")
-        scores = {name: np.concatenate([b.scores[name] for b in rollouts.batches]) for name in composed.components}
+        scores = rollouts.scores()
         return cls(
             prompts=table["prompt"].take(order).to_pylist(),
             responses=table["response"].take(order).to_pylist(),
             reward=composed.total[order],
-            components={name: values[order] for name, values in scores.items()},
+            components={name: scores[name][order] for name in composed.components},
             lengths=rollouts.column("response_length")[order],
             truncated=rollouts.column("truncated")[order],
         )
 
+    def means(self) -> dict[str, float]:
+        """Mean of the total and of each component, over the prompts where it has a value."""
+        return {"reward": mean(self.reward)} | {name: mean(values) for name, values in self.components.items()}
+
     def metrics(self) -> dict[str, float]:
         """Means for the trackers."""
-        metrics = {"eval/reward": float(np.nanmean(self.reward)), "eval/length_mean": float(self.lengths.mean())}
-        components = {f"eval/reward/{name}": float(np.nanmean(v)) for name, v in self.components.items()}
-        return metrics | components | {"eval/truncated_fraction": float(self.truncated.mean())}
+        means = self.means()
+        metrics = {"eval/reward/mean": means.pop("reward"), "eval/length_mean": float(self.lengths.mean())}
+        metrics |= {f"eval/reward/{name}/mean": value for name, value in means.items()}
+        return metrics | {"eval/truncated_fraction": float(self.truncated.mean())}
+
+    # -- as a table --------------------------------------------------------------------------------------------------
+
+    def to_table(self) -> pa.Table:
+        """prompt, response, reward, reward/<component>..., length, truncated; a missing reward is null."""
+        rewards = {"reward": self.reward} | {REWARD_PREFIX + name: values for name, values in self.components.items()}
+        columns: dict[str, Any] = {"prompt": self.prompts, "response": self.responses}
+        columns |= {name: pa.array(values, pa.float64(), from_pandas=True) for name, values in rewards.items()}
+        return pa.table(columns | {"length": self.lengths, "truncated": self.truncated})
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The same table in pandas, one row per prompt."""
+        return self.to_table().to_pandas()
+
+    def write(self, path: Path) -> None:
+        """Save as Parquet, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        pq.write_table(self.to_table(), aside)
+        aside.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Evaluation":
+        """What `write` saved."""
+        table = pq.read_table(path)
+        names = [name for name in table.column_names if name.startswith(REWARD_PREFIX)]
+        column = {name: table[name].to_numpy() for name in ("reward", "length", "truncated", *names)}
+        return cls(
+            prompts=table["prompt"].to_pylist(),
+            responses=table["response"].to_pylist(),
+            reward=column["reward"],
+            components={name.removeprefix(REWARD_PREFIX): column[name] for name in names},
+            lengths=column["length"],
+            truncated=column["truncated"],
+        )
+
+
+def mean(values: np.ndarray) -> float:
+    """Mean of what is no NaN; NaN when nothing is."""
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
 def win_rate(before: Evaluation, after: Evaluation) -> float:
@@ -65,28 +126,6 @@ def win_rate(before: Evaluation, after: Evaluation) -> float:
     both = ~np.isnan(before.reward) & ~np.isnan(after.reward)
     gain = after.reward[both] - before.reward[both]
     return float(((gain > 0) + 0.5 * (gain == 0)).mean())
-
-
-def compare(before: Evaluation, after: Evaluation, history: list[dict[str, float]], folder: RunFolder) -> Comparison:
-    """The end of a run as the console shows it."""
-    rows = {"reward": (float(np.nanmean(before.reward)), float(np.nanmean(after.reward)))}
-    for name in after.components:
-        rows[name] = (float(np.nanmean(before.components[name])), float(np.nanmean(after.components[name])))
-    rows["cut at the limit"] = (float(before.truncated.mean()), float(after.truncated.mean()))
-    facts: dict[str, object] = {"held-out prompts": len(after.prompts)}
-    if history and "kl/mean" in history[-1]:
-        facts["KL from the reference"] = f"{history[-1]['kl/mean']:.2f} nats per response"
-    paths: dict[str, str | Path] = {"policy": folder.policy, "metrics": folder.metrics_file}
-    paths |= {"rollouts": folder.rollouts, "TensorBoard": folder.tensorboard, "logs": folder.logs}
-    return Comparison(
-        labels=("before", "after"),
-        rows=rows,
-        win_rate=win_rate(before, after),
-        distributions={"length (tokens)": (before.lengths.tolist(), after.lengths.tolist())},
-        curve=[metrics["reward/mean"] for metrics in history],
-        facts=facts,
-        paths=paths,
-    )
 
 
 def show_samples(console: Console, before: Evaluation, after: Evaluation, count: int) -> None:

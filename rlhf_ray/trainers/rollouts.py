@@ -144,11 +144,12 @@ class RolloutCollector:
         *,
         samples_per_prompt: int | None = None,
         with_reference: bool = True,
+        sampling: dict[str, Any] | None = None,
         progress: Progress = lambda samples: None,
     ) -> Rollouts:
-        """Sample, score and reference all `prompts`; returns when the last answer is in."""
+        """Sample, score and reference all `prompts`; returns when the last answer is in. See `Generator.generate`."""
         run = _Collection(self, with_reference, progress)
-        run.start(prompts, iteration, seed, samples_per_prompt or self.samples_per_prompt)
+        run.start(prompts, iteration, seed, samples_per_prompt or self.samples_per_prompt, sampling)
         return run.finish()
 
 
@@ -167,13 +168,19 @@ class _Collection:
         self.started = time.monotonic()
         self.seconds = {"generate": 0.0, "score": 0.0, "rollouts": 0.0}
 
-    def start(self, prompts: pa.Table, iteration: int, seed: int, samples_per_prompt: int) -> None:
+    def start(
+        self,
+        prompts: pa.Table,
+        iteration: int,
+        seed: int,
+        samples_per_prompt: int,
+        sampling: dict[str, Any] | None,
+    ) -> None:
+        chunks = self.c.chunk_prompts
         for number, share in enumerate(self._shares(prompts)):
             if share.num_rows:
                 method = self.c.generators[number].generate.options(num_returns="streaming")
-                stream = method.remote(
-                    share, iteration, samples_per_prompt, seed=seed, group_chunks=self.c.chunk_prompts
-                )
+                stream = method.remote(share, iteration, samples_per_prompt, seed, sampling, chunks)
                 self.streams[stream], self.heard[stream] = number, self.started
 
     def _shares(self, prompts: pa.Table) -> list[pa.Table]:

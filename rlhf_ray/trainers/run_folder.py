@@ -1,7 +1,7 @@
 """The folder of a run: where everything that outlives the process is written.
 
-runs/<name>/  config.yaml  environment.json  metrics.jsonl  rollouts/  tensorboard/  checkpoints/  quarantine/  logs/
-              policy/ (the trained model, in Hugging Face format)  best/ (the best one, where it is kept)
+runs/<name>/  config.yaml  environment.json  metrics.jsonl  rollouts/  evaluations/  tensorboard/  checkpoints/
+              quarantine/  logs/  policy/ (the trained model, in Hugging Face format)  best/ (the best one, if kept)
 """
 
 import json
@@ -92,6 +92,10 @@ class RunFolder:
     @property
     def rollouts(self) -> Path:
         return self.path / "rollouts"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
 
     @property
     def tensorboard(self) -> Path:
