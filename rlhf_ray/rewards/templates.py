@@ -1,12 +1,11 @@
 """How a reward model reads a sample: the text or texts that it gets, as token ids of its own tokenizer.
 
     None      prompt followed by response, as one text
-    pair      prompt and response as two texts, with the tokenizer's separators (cross-encoders); a prompt that was
-              rendered from messages is read as what they say, without the policy's template
+    pair      prompt and response as two texts, with the tokenizer's separators (cross-encoders)
     chat      the tokenizer's chat template on the messages and the response
     "..."     any text with {prompt} and {response}
 
-A sample that is too long loses its start, so that the response is read.
+But for the first, a prompt that was rendered from messages is what they say, without the policy's template. A sample that is too long loses its start, so that the response is read.
 """
 
 import string
@@ -51,13 +50,16 @@ class SampleReader:
         if not table.num_rows:
             return []
         prompts, responses = table.column("prompt").to_pylist(), table.column("response").to_pylist()
-        if self._template == "pair":
-            return list(self._pairs(_said(table, prompts), responses))
+        if self._template is None:
+            return [*self._texts([prompt + response for prompt, response in zip(prompts, responses, strict=True)])]
         if self._template == "chat":
             return self._chats(_conversations(table, prompts, responses))
-        form = self._template or "{prompt}{response}"
-        texts = [form.format(prompt=p, response=r) for p, r in zip(prompts, responses, strict=True)]
-        return [*self._texts(texts)]
+        said = _said(table, prompts)
+        if self._template == "pair":
+            return list(self._pairs(said, responses))
+        return [
+            *self._texts([self._template.format(prompt=p, response=r) for p, r in zip(said, responses, strict=True)])
+        ]
 
     def _texts(self, texts: Sequence[str], special: bool = True) -> list[Encoded]:
         """One text each; `special`: with the tokens that the tokenizer puts around a text."""

@@ -14,6 +14,17 @@ def on_topic(prompt: str, response: str, topic: str) -> float:
     return words.count(topic) / max(len(words), 1)
 
 
+def even(prompt: str, response: str, number: int) -> float:
+    """1 on every second row, else 0."""
+    return float(number % 2 == 0)
+
+
+def counts(prompt: str, response: str) -> dict[str, float | None]:
+    """Two numbers under one name; the second applies to longer responses only."""
+    words = response.split()
+    return {"distinct": float(len(set(words))), "last": float(words[-1][1:]) if len(words) > 4 else None}
+
+
 def raises_on_some(prompt: str, response: str, number: int) -> float:
     if number % 4 == 1:
         raise ValueError(f"boom on row {number}")

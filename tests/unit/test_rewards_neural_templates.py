@@ -53,6 +53,10 @@ def test_a_pair_reads_the_messages_where_a_template_made_the_prompt(tmp_path: Pa
     read = [entry.ids.tolist() for entry in reward._reader.read(wrapped)]
     expected = [[3, *p, 4, *words(row["response"]), 4] for p, row in zip(prompts, rows, strict=True)]
     assert read == expected
+    own = NeuralReward(section(tmp_path, template="w9 {prompt} w9 {response}"))
+    read = [entry.ids.tolist() for entry in own._reader.read(wrapped)]
+    nine = words("w9")
+    assert read == [[3, *nine, *p, *nine, *words(row["response"]), 4] for p, row in zip(prompts, rows, strict=True)]
 
 
 @pytest.mark.parametrize(("prompt_words", "response_words"), [(30, 5), (30, 29), (2, 60)])
