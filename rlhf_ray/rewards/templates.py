@@ -5,7 +5,8 @@
     chat      the tokenizer's chat template on the messages and the response
     "..."     any text with {prompt} and {response}
 
-But for the first, a prompt that was rendered from messages is what they say, without the policy's template. A sample that is too long loses its start, so that the response is read.
+But for the first, a prompt that was rendered from messages is what they say, without the policy's template. A sample
+that is too long loses its start, so that the response is read.
 """
 
 import string
