@@ -28,6 +28,8 @@ class DataReport:
     def describe(self) -> str:
         """One line for the console, e.g. `1,200 rows, longest 211 of at most 256 tokens; 3 dropped as too long`."""
         line = f"{self.kept:,} rows, longest {self.longest_tokens:,} of at most {self.token_limit:,} tokens"
+        if self.rows.other_messages:
+            line += f"; {self.rows.other_messages:,} other messages of the trees"
         if self.rows.dropped_by_preprocess:
             line += f"; {self.rows.dropped_by_preprocess:,} dropped by preprocess"
         if self.dropped_too_long:

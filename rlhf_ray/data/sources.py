@@ -66,13 +66,18 @@ def _local(path: str) -> Path | None:
 
 
 def _files(path: Path, split: str) -> list[Path]:
-    """The file itself, or all data files below a folder; those named after the split alone if there are any."""
+    """The file itself, or the data files below a folder that are named after the split (for `train` also: all)."""
     if path.is_file():
         return [path]
     files = [file for file in sorted(path.rglob("*")) if is_data_file(file)]
     if not files:
         raise DataError(f"The folder '{path}' holds no data file (one of {endings()}).")
     of_split = [file for file in files if file.stem == split or file.stem.startswith((f"{split}-", f"{split}_"))]
+    if not of_split and split != "train":
+        raise DataError(
+            f"The folder '{path}' holds no file of the split '{split}', which would be named {split}.jsonl, "
+            f"{split}-00000.parquet or the like. Parts of a split ('train[:100]') are for hub datasets only."
+        )
     return of_split or files
 
 

@@ -16,6 +16,7 @@ from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.config.common import ModelSection
 from rlhf_ray.config.ppo import CriticSection
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.data.templates import NAMED
 from rlhf_ray.hub import load_tokenizer
 from rlhf_ray.learner.export import save_model
 from rlhf_ray.learner.group import LearnerGroup
@@ -43,6 +44,8 @@ class LearnerRank:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(
             config.model.tokenizer or config.model.name, config.model.revision, config.model.trust_remote_code
         )
+        if config.data.chat_template in NAMED:  # an export is asked in the form that it was trained on
+            self.tokenizer.chat_template = NAMED[config.data.chat_template]
         self.trainables: dict[str, Trainable] = {}
         self.model = self._build()
 

@@ -1,9 +1,8 @@
 """Prompts, demonstrations and preferences: the exact tokens, and a clear error for every bad row."""
 
-import json
-
 import pyarrow as pa
 import pytest
+from data_rows import assistant, plain_tokenizer, user, write_jsonl
 
 from rlhf_ray import schema
 from rlhf_ray.config.data import DemonstrationDataSection, PreferenceDataSection, PromptDataSection
@@ -23,35 +22,12 @@ def chat_tokenizer():
 
 @pytest.fixture(scope="module")
 def bos_tokenizer():
-    """No chat template; puts <s> before every text, as Llama's does."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<s>", "</s>", *"abcdefghij", "Ġ", "\n"]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="Ġ"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    return plain_tokenizer()
 
 
 @pytest.fixture
 def write(tmp_path):
-    def write_rows(*rows):
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    return write_rows
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
+    return lambda *rows: write_jsonl(tmp_path / "rows.jsonl", rows)
 
 
 # --- prompts ---

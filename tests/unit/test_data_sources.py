@@ -7,6 +7,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from data_rows import write_jsonl
 
 from rlhf_ray.data.sources import load_table
 from rlhf_ray.errors import ConfigError, DataError
@@ -14,10 +15,6 @@ from rlhf_ray.errors import ConfigError, DataError
 pytestmark = pytest.mark.unit
 
 ROWS = [{"prompt": "a, b\nc", "level": 1}, {"prompt": "ü", "level": 2}, {"prompt": "", "level": 3}]
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_json(path, rows):
@@ -129,6 +126,13 @@ def test_a_folder_gives_the_files_of_the_split(tmp_path):
     write_jsonl(tmp_path / "data" / "test-00000.jsonl", ROWS[2:])
     assert load_table(str(tmp_path)).to_pylist() == ROWS[:2]
     assert load_table(str(tmp_path), split="test").to_pylist() == ROWS[2:]
+
+
+@pytest.mark.parametrize("split", ["test", "train[:1]"])
+def test_a_split_that_no_file_is_named_after_is_refused(tmp_path, split):
+    write_jsonl(tmp_path / "train-00000.jsonl", ROWS)
+    with pytest.raises(DataError, match="holds no file of the split"):
+        load_table(str(tmp_path), split=split)
 
 
 def test_a_folder_without_split_names_gives_all_files_in_order(tmp_path):

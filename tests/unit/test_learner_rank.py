@@ -20,6 +20,7 @@ from learner_world import (
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf_ray.data.templates import NAMED
 from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.learner.ppo import PPOIteration
 from rlhf_ray.learner.rank import LearnerRank, critic_kind, critic_source
@@ -205,6 +206,15 @@ def test_a_reward_model_is_saved_with_its_scale(group, model, tmp_path):
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert torch.equal(saved.score.weight, rank.model.score.weight.full_tensor())
     assert RewardStats.load(tmp_path) == RewardStats(0.25, 2.0)
+
+
+@pytest.mark.parametrize("name", ["auto", "chatml"])
+def test_a_policy_is_saved_with_the_named_template_it_was_trained_on(group, model, tmp_path, name):
+    rank = learner(group, sft_config(model, data={"path": "unused.jsonl", "chat_template": name}))
+    rank.sft(demonstrations(0, 6), None)
+    rank.export(tmp_path)
+    own = AutoTokenizer.from_pretrained(model).chat_template
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == (own if name == "auto" else NAMED[name])
 
 
 # -- the critic's start ------------------------------------------------------------------------------------------------
