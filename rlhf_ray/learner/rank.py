@@ -15,8 +15,8 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.config.common import ModelSection
 from rlhf_ray.config.ppo import CriticSection
-from rlhf_ray.errors import ConfigError
 from rlhf_ray.data.templates import NAMED
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.hub import load_tokenizer
 from rlhf_ray.learner.export import save_model
 from rlhf_ray.learner.group import LearnerGroup
