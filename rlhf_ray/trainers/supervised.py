@@ -21,7 +21,8 @@ from rlhf_ray.data.order import draw
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.hub import check_model, load_tokenizer
 from rlhf_ray.tracking.console import Console
-from rlhf_ray.trainers.callbacks import Callback, Callbacks
+from rlhf_ray.trainers.callbacks import Callback, Callbacks, StopRequests
+from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.session import Session, learner_needs, put
 
 
@@ -33,16 +34,19 @@ class StageResult:
     folder: Path
     steps: int
     interrupted: bool = False  # by Ctrl-C, after `steps`
+    stopped_because: str | None = None  # what a callback said that requested the stop, after `steps`
     history: list[dict[str, float]] = field(default_factory=list)
     before: dict[str, float] = field(default_factory=dict)  # evaluation of the start
     after: dict[str, float] = field(default_factory=dict)  # evaluation of the end
 
 
-class SupervisedTrainer(ABC):
+class SupervisedTrainer(StopRequests, ABC):
     """A stage of optimiser steps over a fixed table; subclasses say which data, which objective, what to show."""
 
     stage: ClassVar[str]
     title: ClassVar[str]
+    folder: RunFolder  # this and the next one: of the run in progress
+    total_iterations: int
 
     def __init__(
         self,
@@ -101,7 +105,12 @@ class SupervisedTrainer(ABC):
                 learner = session.start_learner()
                 learner.join(total)
                 self.start_objective(learner, put(loaded.table), put(held_out.table) if held_out else None)
-            return self._loop(session, learner, rows, per_step, total, evaluate=held_out is not None)
+            self.folder, self.total_iterations, self.stop_reason = session.folder, total, None
+            try:
+                return self._loop(session, learner, rows, per_step, total, evaluate=held_out is not None)
+            except BaseException as error:
+                self.callbacks.on_exception(error)
+                raise
 
     def _facts(self, loaded: Loaded, held_out: Loaded | None, per_step: int, total: int) -> dict[str, object]:
         facts: dict[str, object] = {"data": loaded.report.describe()}
@@ -117,12 +126,14 @@ class SupervisedTrainer(ABC):
         if session.resumed:
             learner.load(session.resumed.learner)
             first, result.before = session.resumed.step, session.resumed.state["before"]
+            self.callbacks.load_state_dict(session.resumed.state.get("callbacks", {}))
         elif evaluate:
             result.before = self._evaluate(session, learner, 0)
         self.callbacks.on_train_start(self)
         with console.progress(self.stage, total) as advance:
             advance(first)
             for step in range(first, total):
+                self.callbacks.on_iteration_start(step + 1)
                 started = time.monotonic()
                 metrics = learner.call(
                     f"step {step}", "step", draw(rows, per_step, step, config.run.seed, config.data.shuffle)
@@ -131,7 +142,8 @@ class SupervisedTrainer(ABC):
                 result.history.append(metrics)
                 session.trackers.log(step + 1, metrics)
                 self.callbacks.on_iteration_end(step + 1, metrics)
-                last = step + 1 == total or session.stop.requested
+                stopping = session.stop.requested or self.stop_reason is not None
+                last = step + 1 == total or stopping
                 shown = self.show(metrics)
                 advance(1, "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
                 if last:
@@ -139,10 +151,12 @@ class SupervisedTrainer(ABC):
                 if evaluate and (last or (self.eval_every() and (step + 1) % self.eval_every() == 0)):
                     result.after = self._evaluate(session, learner, step + 1)
                 if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
-                    path = session.checkpoints.write(step + 1, {"before": result.before}, learner.save)
+                    state = {"before": result.before, "callbacks": self.callbacks.state_dict()}
+                    path = session.checkpoints.write(step + 1, state, learner.save)
                     self.callbacks.on_checkpoint(path)
-                if session.stop.requested:
-                    result.steps, result.interrupted = step + 1, True
+                if stopping:
+                    result.steps, result.interrupted = step + 1, session.stop.requested
+                    result.stopped_because = self.stop_reason
                     break
         with console.progress("exporting the model"):
             self.export(learner, session.folder.policy)

@@ -85,6 +85,15 @@ def test_kl_stop_counts_iterations_in_a_row(trainer: Trainer, patience: int, sto
     assert trainer.stop_reason == (why or None)
 
 
+def test_kl_stop_per_token_divides_by_the_length(trainer: Trainer) -> None:
+    stop = KLEarlyStop(0.15, per="token")
+    stop.on_train_start(trainer)
+    stop.on_iteration_end(1, {"kl/mean": 1.4, "response/length_mean": 10.0})
+    assert trainer.stop_reason is None
+    stop.on_iteration_end(2, {"kl/mean": 1.6, "response/length_mean": 10.0})
+    assert trainer.stop_reason == "KL 0.16 above 0.15 nats per token"
+
+
 @pytest.mark.parametrize(
     "config", [ppo(kl={"coef": 0}), SFTConfig.model_validate({"model": {"name": "m"}, "data": {"path": "d"}})]
 )
