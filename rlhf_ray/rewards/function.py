@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.importing import nearest
 from rlhf_ray.rewards.resolve import (
     FunctionSpec,
     RewardFunction,
     find_function,
     make_instance,
     names_of,
-    nearest,
     stand_in,
 )
 

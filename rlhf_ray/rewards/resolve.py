@@ -1,18 +1,14 @@
 """Finding a reward function: by import path, as a method of an instance, or unpickled from a script or notebook."""
 
-import difflib
-import importlib
 import inspect
-import os
 import pickle
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.importing import import_function, walk
 
 if TYPE_CHECKING:  # the sandbox's child imports this file, and should start without pydantic
     from rlhf_ray.config.rewards import FunctionRewardSection
@@ -56,7 +52,8 @@ def find_function(spec: FunctionSpec, instance_of: InstanceOf) -> RewardFunction
     """The callable that `spec` names: unpickled, imported, or a method of the instance that `instance_of` gives."""
     if spec.code is not None:
         return _unpickle(spec)
-    *_, owner, _ = _walk(spec.function, "reward function")
+    _refuse_script(spec.function, "reward function")
+    *_, owner, _ = walk(spec.function, "reward function")
     name = spec.function.partition(":")[2].rpartition(".")[2]
     if isinstance(owner, type) and _needs_instance(owner, name):
         return getattr(instance_of(spec, owner), name)
@@ -114,51 +111,20 @@ def _unpickle(spec: FunctionSpec) -> RewardFunction:
     return function
 
 
-def _walk(path: str, what: str) -> list[Any]:
-    """The module and every attribute on the way to what `package.module:attribute` names, which comes last."""
-    module_name, _, attribute = path.partition(":")
-    where = f"{what} `{path}`"
-    if not module_name or not attribute:
-        raise ConfigError(f"{where}: write it as `package.module:function`, for example `my_rewards:brevity`.")
-    found: list[Any] = [_import(where, module_name)]
-    for part in attribute.split("."):
-        if not hasattr(found[-1], part):
-            raise ConfigError(f"{where}: `{module_name}` has no `{part}`.{nearest(part, dir(found[-1]))}")
-        found.append(getattr(found[-1], part))
-    return found
-
-
 def resolve_function(path: str, what: str = "reward function") -> RewardFunction:
     """The callable behind `package.module:attribute`; the working directory is searched too.
 
     Raises ConfigError; `what` says in it what the path should have named.
     """
-    found = _walk(path, what)[-1]
-    if not callable(found):
-        raise ConfigError(f"{what} `{path}` is a {type(found).__name__}, not a function.")
-    return found
+    _refuse_script(path, what)
+    return import_function(path, what)
 
 
-def _import(where: str, name: str) -> ModuleType:
-    if name == "__main__":
-        raise ConfigError(f"{where}: a function of the running script is unknown to other processes. Put it in a file.")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # a console script does not search the working directory by itself
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            raise ConfigError(
-                f"{where}: there is no module `{error.name}`. Searched the working directory {os.getcwd()} and the "
-                "installed packages. Run from the folder that holds it, install it, or correct the path."
-            ) from None
-        raise ConfigError(f"{where}: importing `{name}` failed.\n{traceback.format_exc().rstrip()}") from None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for error messages; empty where nothing is near."""
-    match = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean `{match[0]}`?" if match else ""
+def _refuse_script(path: str, what: str) -> None:
+    if path.startswith("__main__:"):
+        raise ConfigError(
+            f"{what} `{path}`: a function of the running script is unknown to other processes. Put it in a file."
+        )
 
 
 def names_of(names: Iterable[str]) -> str:
