@@ -101,7 +101,10 @@ def _arrow(table: Table) -> pa.Table:
 
 
 def _with_tokens(section: NeuralRewardSection | EnsembleRewardSection, table: Table) -> Table:
-    """Add the tokens that our own reward models read, where the caller gave none: those of a finished response."""
+    """Add the tokens that our own reward models read, where the caller gave none: those of finished rollouts.
+
+    A tokenizer with a chat template has written its special tokens into the prompts already, as in a run's data.
+    """
     from rlhf_ray.hub import load_tokenizer
     from rlhf_ray.models.reward_stats import RewardStats
 
@@ -110,9 +113,9 @@ def _with_tokens(section: NeuralRewardSection | EnsembleRewardSection, table: Ta
     if not own or section.template is not None or "response_tokens" in table:
         return table
     tokenizer = load_tokenizer(own[0])
-    prompts, responses = ([tokenizer.encode(text, add_special_tokens=False) for text in table[name]] for name in _TEXTS)
+    special = not tokenizer.chat_template
+    prompts = [tokenizer.encode(text, add_special_tokens=special) for text in table["prompt"]]
+    prompts = [tokens[:-1] if special and tokens[-1:] == [tokenizer.eos_token_id] else tokens for tokens in prompts]
+    responses = [tokenizer.encode(text, add_special_tokens=False) for text in table["response"]]
     ended = [[*tokens, tokenizer.eos_token_id] for tokens in responses]
     return {**table, "prompt_tokens": prompts, "response_tokens": ended}
-
-
-_TEXTS = ("prompt", "response")
