@@ -11,12 +11,12 @@ from rlhf_ray.actors.pool import ActorPool
 from rlhf_ray.actors.scorer import scorer_class
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.ppo import SyncSection
-from rlhf_ray.config.rewards import NeuralOptions, RewardComponent
+from rlhf_ray.config.rewards import FunctionRewardSection, HTTPOptions, NeuralOptions, RewardComponent
 from rlhf_ray.trainers.rollouts import RolloutCollector
 from rlhf_ray.trainers.session import ActorSession
 
 EXACT_CHUNK_PROMPTS = 4  # exact mode scores samples in chunks of so many successive prompts
-#: Scorer calls get a batch each; one that is silent for so many timeouts of its function is lost.
+#: A model or an endpoint gets a batch of samples per call; one that is silent for so many of its timeouts is lost.
 PATIENCE = 3
 
 
@@ -60,8 +60,15 @@ class RolloutActors:
             arguments = (name, section, self.columns, self.session.starter.threads)
             return self.session.start(kind, index, scorer_class(section), *arguments)
 
-        deadline_s = max(self.config.resources.call_timeout_s, PATIENCE * section.timeout_s)
+        deadline_s = max(self.config.resources.call_timeout_s, self._longest_score_s(section))
         return ActorPool(kind, start, section.replicas, "score", deadline_s=deadline_s)
+
+    def _longest_score_s(self, section: RewardComponent) -> float:
+        """Seconds that one batch of samples may take at worst: a function that hangs does so on every sample."""
+        if isinstance(section, FunctionRewardSection):
+            exact = EXACT_CHUNK_PROMPTS * self.config.ppo.samples_per_prompt
+            return section.timeout_s * (exact if self.config.run.exact else self.config.generation.stream_samples)
+        return PATIENCE * (section.deadline_s if isinstance(section, HTTPOptions) else section.timeout_s)
 
     def _wait_until_ready(self, progress: Callable[..., None]) -> None:
         deadline_s = self.config.resources.start_timeout_s
