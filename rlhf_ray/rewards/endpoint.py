@@ -6,13 +6,14 @@ loop already).
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 from rlhf_ray.config.rewards import HTTPOptions
 from rlhf_ray.errors import ConfigError, InfrastructureError
 from rlhf_ray.rewards.http import JSONClient, RequestFailed
-from rlhf_ray.rewards.sandbox import Outcome
+from rlhf_ray.rewards.outcome import Outcome
 
 T = TypeVar("T")
 Rows = Sequence[int]
@@ -69,7 +70,7 @@ class Endpoint:
         """Close the connections and end the loop's thread."""
         if self._loop is not None:
             self.run(self.client.close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._stop()
             self._loop = None
 
     async def _outcomes(self, rows: int, per_request: int, ask: Ask) -> list[Outcome]:
@@ -96,8 +97,9 @@ class Endpoint:
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=_serve, args=(self._loop,), name=f"{self._where} http", daemon=True).start()
+            self._loop = loop = asyncio.new_event_loop()
+            self._stop = weakref.finalize(self, loop.call_soon_threadsafe, loop.stop)
+            threading.Thread(target=_serve, args=(loop,), name=f"{self._where} http", daemon=True).start()
         return self._loop
 
 

@@ -18,7 +18,7 @@ import httpx
 
 from rlhf_ray.config.rewards import HTTPOptions
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.rewards.sandbox import CallFailure, FailureKind
+from rlhf_ray.rewards.outcome import CallFailure, FailureKind
 
 _KEEP_ALIVE_S = 2.0  # less than any common server's: a connection that both sides may close at once gets lost
 _EXCERPT = 600  # characters of a body that errors show
@@ -91,11 +91,12 @@ class JSONClient:
         raise RequestFailed(last.kind, last.message + attempts, answered=last.answered)
 
     async def _attempt(self, method: str, url: str, body: bytes | None, deadline: float) -> Any:
+        client = self._open()  # before the clock is read: the first time loads certificates
         left_s = deadline - asyncio.get_running_loop().time()
         limit_s = min(self._section.timeout_s, left_s)
         try:
             async with asyncio.timeout(limit_s):  # over all of it; httpx alone would bound the gaps between bytes
-                response = await self._open().request(method, url, content=body)
+                response = await client.request(method, url, content=body)
         except TimeoutError:
             named = "timeout_s" if limit_s < left_s else "what deadline_s left"
             raise RequestFailed("timeout", f"got no answer from {url} within {limit_s:.3g} s ({named})") from None

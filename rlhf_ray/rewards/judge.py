@@ -25,7 +25,7 @@ from rlhf_ray.config.rewards import JudgeRewardSection
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.endpoint import Endpoint, Rows
 from rlhf_ray.rewards.http import NotThere, RequestFailed, excerpt
-from rlhf_ray.rewards.sandbox import CallFailure, Outcome
+from rlhf_ray.rewards.outcome import CallFailure, Outcome
 
 MESSAGES = "messages"  # the column with the conversation that a prompt was rendered from
 
