@@ -25,8 +25,8 @@ _SMALL: dict[str, Any] = {
     "generation.max_new_tokens": 40,
     "generation.cpu_kv_cache_gib": 0.125,
 }
-#: The reward component of each recipe that has a neural one.
-_NEURAL = {"instruction_following_llama2_7b": "hf_OpenAssistant_reward_model_deberta_v3_large_v2"}
+#: The neural reward component, of the recipe that has one.
+NEURAL = "hf_OpenAssistant_reward_model_deberta_v3_large_v2"
 
 
 def tiny_overlay(recipe: str, folder: str | Path) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def tiny_overlay(recipe: str, folder: str | Path) -> dict[str, Any]:
         "data.path": str(files / "prompts.jsonl"),
         "data.eval_path": str(files / "held_out.jsonl"),
     }
-    if recipe in _NEURAL:
-        overlay[f"rewards.{_NEURAL[recipe]}.model"] = str(files / "reward")
+    if recipe == "instruction_following_llama2_7b":
+        overlay[f"rewards.{NEURAL}.model"] = str(files / "reward")
     return overlay | _SMALL
 
 
