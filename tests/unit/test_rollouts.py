@@ -6,21 +6,23 @@ import pytest
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.common import ModelSection
 from rlhf_ray.config.data import PromptDataSection
+from rlhf_ray.config.ppo import GenerationSection
 from rlhf_ray.rewards.failure import RewardFailure
 from rlhf_ray.rewards.normalise import RewardNormalizer
+from rlhf_ray.trainers.rollout_actors import RolloutActors
 from rlhf_ray.trainers.rollouts import Batch, Rollouts
 
 pytestmark = pytest.mark.unit
 
 SCORES = np.random.default_rng(3).normal(size=(12, 2)) * [1.0, 1e3]  # [samples, components]
+FUNCTION = {"type": "function", "function": "m:f"}
 FAILED = 4  # the prompt whose first sample `style` could not score
 
 
 def config(**rewards: dict[str, object]) -> PPOConfig:
-    parts = {"model": ModelSection(name="policy"), "data": PromptDataSection(path="prompts.jsonl")}
-    return PPOConfig(
-        **parts, rewards={name: {"type": "function", "function": "m:f", **r} for name, r in rewards.items()}
-    )
+    """Components without a `type` are functions."""
+    sections = {name: section if "type" in section else FUNCTION | section for name, section in rewards.items()}
+    return PPOConfig(model=ModelSection(name="policy"), data=PromptDataSection(path="prompts.jsonl"), rewards=sections)
 
 
 def rollouts(order: list[int], sizes: list[int]) -> Rollouts:
@@ -81,3 +83,37 @@ def test_the_configured_reducer_joins_the_components() -> None:
     expected = SCORES.min(axis=1)
     expected[2 * FAILED] = SCORES[2 * FAILED, 1]
     assert total == pytest.approx(expected)
+
+
+def test_models_that_may_use_a_gpu_ask_for_one_and_nothing_else_does() -> None:
+    sections = {
+        "rule": {"replicas": 2},
+        "neural": {"type": "neural", "model": "m", "replicas": 2},
+        "small": {"type": "neural", "model": "m", "device": "cpu"},
+        "several": {"type": "ensemble", "models": ["a", "b"], "device": "cuda"},
+        "remote": {"type": "remote", "url": "http://localhost/score"},
+        "judge": {"type": "judge", "base_url": "http://localhost/v1", "model": "m", "rubric": "rubric.txt"},
+    }
+    chosen = config(**sections)
+    needs = RolloutActors(None, chosen, [], chosen.rewards)._rollout_needs()
+    assert [(need.kind, need.index, need.gpus) for need in needs] == [
+        ("generator", 0, 1),
+        ("reward/rule", 0, 0),
+        ("reward/rule", 1, 0),
+        ("reward/neural", 0, 1),
+        ("reward/neural", 1, 1),
+        ("reward/small", 0, 0),
+        ("reward/several", 0, 1),
+        ("reward/remote", 0, 0),
+        ("reward/judge", 0, 0),
+    ]
+
+
+def test_a_call_may_last_as_long_as_its_samples_timeouts() -> None:
+    chosen = config(
+        rule={"timeout_s": 60}, judge={"type": "judge", "base_url": "http://h", "model": "m", "rubric": "r"}
+    )
+    chosen = chosen.model_copy(update={"generation": GenerationSection(stream_samples=50)})
+    actors = RolloutActors(None, chosen, [], chosen.rewards)
+    assert actors._longest_score_s(chosen.rewards["rule"]) == 50 * 60  # the function hangs on every one
+    assert actors._longest_score_s(chosen.rewards["judge"]) == 3 * 300
