@@ -105,6 +105,7 @@ def ppo(files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | None
 
 def _tiny(files: tuple[Path, ...], overrides: tuple[str, ...]) -> list[str]:
     """The overrides that make a recipe tiny, shown on the console; files it needs are made below the runs' root."""
+    from rlhf_ray.config import PPOConfig
     from rlhf_ray.config.load import load_config
     from rlhf_ray.demo.recipes.tiny import tiny_overlay
     from rlhf_ray.tracking.console import Console
@@ -112,7 +113,7 @@ def _tiny(files: tuple[Path, ...], overrides: tuple[str, ...]) -> list[str]:
     if not files:
         raise ConfigError("--tiny: give the recipe's --config FILE (a run that is resumed is tiny if it was)")
     recipe = files[0].stem
-    root, console = load_config(config_class("ppo"), files, overrides).run.root, Console()
+    root, console = load_config(PPOConfig, files, overrides).run.root, Console()
     with console.progress(f"{recipe}: making tiny models and data"):
         overlay = tiny_overlay(recipe, Path(root) / "tiny")
     console.stage("Tiny", recipe)

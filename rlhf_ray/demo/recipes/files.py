@@ -1,7 +1,7 @@
 """The files of the tiny recipes: data, a policy trained on it, and where a recipe has one, a reward model."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ HELD_OUT, PROMPTS = 256, 1024  # rows of the two prompt files
 TEXTS = 1600  # that a policy learns from
 PAIRS = 800  # that a reward model learns from
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 def write_sentiment(folder: Path) -> None:
