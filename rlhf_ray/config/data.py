@@ -38,7 +38,9 @@ class DataSection(Section):
 
 
 class PromptDataSection(DataSection):
-    prompt_column: str = Field("prompt", description="Column with the prompt: a string or chat messages.")
+    prompt_column: str = Field(
+        "prompt", description="Column with the prompt: text, chat messages or a whole conversation; see rlhf_ray.data."
+    )
     max_prompt_tokens: int | None = Field(None, ge=1, description="Limit; default: context minus max_new_tokens.")
     eval_path: str | None = Field(None, description="Held-out prompts for evaluation; same shape as path.")
     eval_split: str | None = Field(None, description="Split of eval_path, for a hub dataset; default: `split`.")

@@ -4,6 +4,7 @@ Read are {"role", "content"} as the chat templates of transformers take it, {"fr
 {"role", "text"} as in oasst's threads; roles by any of their names below.
 """
 
+from itertools import zip_longest
 from typing import Any
 
 from rlhf_ray.errors import DataError
@@ -33,6 +34,9 @@ def read_messages(cell: object, where: str) -> list[Message]:
 
     Raises DataError for anything else, naming the message.
     """
+    if isinstance(cell, dict) and cell and all(isinstance(values, list) for values in cell.values()):
+        # a list of structs, as the Sequence feature of `datasets` stores it: one list per field
+        cell = [dict(zip(cell, values, strict=True)) for values in zip_longest(*cell.values())]
     if not isinstance(cell, list) or not cell:
         raise DataError(f"{where}: holds {_describe(cell)} where a string or a list of chat messages is needed.")
     return [_read_message(message, f"{where}, message {number}") for number, message in enumerate(cell)]

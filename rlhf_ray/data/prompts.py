@@ -29,7 +29,8 @@ def load_prompts(
 
     Of a whole conversation the prompt is all but the assistant's last word, of message trees every message of the user
     with those above it, of preference pairs without a prompt column what chosen and rejected share. Where a template
-    rendered the prompt, the column `messages` (`schema.MESSAGES`) holds what it was given, system prompt included.
+    rendered the prompt, the column `messages` (`schema.MESSAGES`) holds what it was given, system prompt included; all
+    of it, even where the prompt was too long and its start was cut off.
 
     `max_prompt_tokens` is what the context leaves; the section's own limit applies where it is smaller. `path` replaces
     the section's (for section.eval_path, with section.eval_split). A column whose name rollouts use themselves becomes

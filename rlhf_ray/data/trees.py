@@ -27,7 +27,7 @@ def grow(table: pa.Table, text_column: str, speaker: str, where: Callable[[int],
     """The rows whose message is `speaker`'s (user or assistant), and their indices in `table`.
 
     In `text_column` stands the conversation that ends with the row's message. `where` names a row for the DataError:
-    of a message without text, with an unknown role or parent, or that answers itself.
+    of a message without text, with an unknown role or parent, with another's id, or that answers itself.
     """
     tree = _Tree(table, text_column, where)
     rows = [row for row, message in enumerate(tree.messages) if message["role"] == speaker]
@@ -44,7 +44,12 @@ class _Tree:
         self.messages = [
             self._message(row, role, text) for row, (role, text) in enumerate(zip(roles, texts, strict=True))
         ]
-        self.row_of = {identity: row for row, identity in enumerate(self.ids)}
+        self.row_of: dict[object, int] = {}
+        for row, identity in enumerate(self.ids):
+            if self.row_of.setdefault(identity, row) != row:
+                raise DataError(
+                    f"{where(row)}: its message_id '{identity}' is also that of {where(self.row_of[identity])}."
+                )
 
     def _message(self, row: int, role: object, text: object) -> Message:
         name = role_name(role) if isinstance(role, str) else None

@@ -51,6 +51,7 @@ def wrote(role, text):
         [said("system", "s"), said("human", "a"), said("gpt", "b"), said("human", "c")],
         [said("system", "s"), said("user", "a"), said("chatgpt", "b"), said("human", "c"), said("gpt", "d")],
         [wrote("system", "s"), wrote("prompter", "a"), wrote("assistant", "b"), wrote("prompter", "c")],
+        {"from": ["system", "human", "gpt", "human"], "value": ["s", "a", "b", "c"]},
         [system("s"), {"role": "human", "content": "a"}, {"role": "gpt", "content": "b"}, user("c")],
         [system("s"), user("a"), assistant("b"), user("c"), assistant("d"), assistant("e")],
     ],
@@ -150,6 +151,10 @@ def test_every_assistants_message_of_a_tree_is_a_demonstration(write, chat):
             "row 5 .*answers message '9', which is",
         ),
         ({"message_id": "6", "parent_id": "6", "role": "prompter", "text": "y"}, "row 5 .*among the answers to itself"),
+        (
+            {"message_id": "4", "parent_id": None, "role": "prompter", "text": "y"},
+            "row 5 .*message_id '4' is that of row",
+        ),
         ({"message_id": "6", "parent_id": None, "role": "parrot", "text": "y"}, "row 5 .*role is 'parrot'"),
         ({"message_id": "6", "parent_id": None, "role": None, "text": "y"}, "row 5 .*role is None"),
         ({"message_id": "6", "parent_id": None, "role": "prompter", "text": None}, "row 5 .*has no text"),

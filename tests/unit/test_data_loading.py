@@ -83,6 +83,15 @@ def test_max_samples_draws_rows_of_the_source_and_keeps_their_ids(write, chat_to
     assert load_prompts(section, chat_tokenizer, 99, path=path).table.num_rows == 100
 
 
+def test_held_out_prompts_come_from_their_own_split(tmp_path, chat_tokenizer):
+    write_jsonl(tmp_path / "train-0.jsonl", [{"prompt": "a"}])
+    write_jsonl(tmp_path / "test-0.jsonl", [{"prompt": "b"}])
+    section = PromptDataSection(path=str(tmp_path), eval_path=str(tmp_path), eval_split="test")
+    assert load_prompts(section, chat_tokenizer, 99).table["messages"].to_pylist() == [[user("a")]]
+    held_out = load_prompts(section, chat_tokenizer, 99, path=section.eval_path).table
+    assert held_out["messages"].to_pylist() == [[user("b")]]
+
+
 def test_plain_text_gets_the_tokenizers_bos_once(write, bos_tokenizer):
     path = write({"prompt": "abc"}, {"prompt": "<s>abc"})
     table = load_prompts(PromptDataSection(path=path), bos_tokenizer, 99).table
