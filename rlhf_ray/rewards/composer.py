@@ -22,7 +22,6 @@ from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.build import change_section
 from rlhf_ray.rewards.decorator import Mark, mark_of
 from rlhf_ray.rewards.inline import all_plain, import_path, label, to_code
-from rlhf_ray.rewards.reducers import reducer_section
 from rlhf_ray.rewards.terms import Term, as_term, join
 
 
@@ -71,7 +70,7 @@ class RewardComposer(Term):
         self._composition = _Composition(
             tuple(as_term(reward) for reward in rewards),
             dict(reward_weights or {}),
-            None if reducer is None else reducer_section(reducer),
+            None if reducer is None else _reducer_section(reducer),
             (disabled,) if isinstance(disabled, str) else tuple(disabled),
         )
         self._check_names()
@@ -135,6 +134,12 @@ class RewardComposer(Term):
                         f"{type(self).__name__}: {option} names `{name}`, which is no component.{hint} "
                         f"The components are {', '.join(f'`{one}`' for one in known) or 'none'}."
                     )
+
+
+def _reducer_section(reducer: Any) -> ReducerSection:
+    from rlhf_ray.rewards.reducers import reducer_section  # with NumPy, which a sandbox's child can start without
+
+    return reducer_section(reducer)
 
 
 def _marks(cls: type) -> dict[str, Mark]:

@@ -9,13 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.config.rewards import FunctionRewardSection
+from rlhf_ray.config.rewards import FunctionRewardSection, GateSection
 from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.rewards.compose import compose
 from rlhf_ray.rewards.failure import RewardFailure, failures_by_row
 from rlhf_ray.rewards.normalise import RewardNormalizer
 from rlhf_ray.rewards.quarantine import append_failures
-from rlhf_ray.rewards.reducers import FunctionReducer, MeanReducer, MinReducer, Reducer, WeightedSumReducer
+from rlhf_ray.rewards.reducers import (
+    FunctionReducer,
+    MaxReducer,
+    MeanReducer,
+    MinReducer,
+    ProductReducer,
+    Reducer,
+    WeightedSumReducer,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -220,6 +228,7 @@ def test_a_total_that_overflows_is_refused() -> None:
 
 NUMBERS = st.floats(-100, 100, allow_nan=False)
 WEIGHTS = st.floats(0.01, 10)
+REDUCERS = st.sampled_from([WeightedSumReducer(), MeanReducer(), MinReducer(), MaxReducer(), ProductReducer()])
 
 
 @st.composite
@@ -246,18 +255,24 @@ def test_kept_totals_are_finite_and_dropped_ones_are_not_numbers(batch: tuple[di
 
 
 @settings(deadline=None)
-@given(batches())
-def test_samples_do_not_influence_each_other(batch: tuple[dict, dict, dict]) -> None:
+@given(batches(), REDUCERS, st.data())
+def test_samples_do_not_influence_each_other(
+    batch: tuple[dict, dict, dict], reducer: Reducer, data: st.DataObject
+) -> None:
     columns, failed, sections = batch
-    composed = compose(columns, failed, sections)
+    for name in data.draw(st.sets(st.sampled_from(sorted(sections)))) if len(sections) > 1 else ():
+        other = data.draw(st.sampled_from(sorted(sections.keys() - {name})))
+        sections[name] = sections[name].model_copy(update={"gate": GateSection(component=other, above=0.0)})
+    composed = compose(columns, failed, sections, reducer)
     for row in range(len(composed.total)):
         alone = compose(
             {name: column[row : row + 1] for name, column in columns.items()},
             {(0, name): f for (r, name), f in failed.items() if r == row},
             sections,
+            reducer,
         )
         assert alone.keep[0] == composed.keep[row]
-        np.testing.assert_allclose(alone.total[0], composed.total[row], rtol=1e-12, atol=1e-12)
+        np.testing.assert_array_equal(alone.total[0], composed.total[row])  # to the last bit
 
 
 @settings(deadline=None)

@@ -4,11 +4,14 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rlhf_ray.config.load import load_config
+from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.rewards import FunctionRewardSection, ReducerSection
 from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.rewards import (
@@ -165,6 +168,18 @@ def test_any_other_instance_travels_with_its_code() -> None:
         assert from_code(section.code or b"")("", "yes") == 1.5
         assert section.constructor == {}
     assert Local(["yes"]).sections()["known"].function.endswith("Local.known")
+
+
+def test_yaml_gives_a_plain_composer_back_and_refuses_another_by_name(tmp_path: Path) -> None:
+    reward = Matching(["yes"]) + 0.5 * HuggingFaceRewardModel("org/quality", normalize=True).clipped(-5, 5)
+    start = {"model": {"name": "m"}, "data": {"path": "p"}}
+    config = PPOConfig(**start, rewards=reward.sections(), reducer=reward.reducer_section())
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert load_config(PPOConfig, [tmp_path / "config.yaml"]) == config
+
+    notebook = PPOConfig(**start, rewards=FunctionReward(lambda prompt, response: 0.0).named("inline").sections())
+    with pytest.raises(ConfigError, match=r"`?rewards`?.*inline"):
+        notebook.to_yaml()
 
 
 def test_a_constructor_that_does_not_call_ours() -> None:

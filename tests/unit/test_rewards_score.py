@@ -70,4 +70,8 @@ def test_functions_score_as_in_a_sandbox(base: float) -> None:
         with Sandbox(component, list(table)) as sandbox:
             outcomes = list(sandbox.run(table))
         assert [outcome.value for outcome in outcomes] == scores.components[name].tolist()
+        for part in outcomes[0].parts:
+            column = np.array([outcome.parts[part] for outcome in outcomes], dtype=np.float64)
+            np.testing.assert_array_equal(column, scores.components[f"{name}/{part}"])
+    assert list(scores.components) == ["method", "method/length", "method/prompt", "awaited", "batch"]
     assert scores.components["batch"].tolist() == [2.5, 2.5, 1.5]
