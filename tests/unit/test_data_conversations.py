@@ -153,7 +153,7 @@ def test_every_assistants_message_of_a_tree_is_a_demonstration(write, chat):
         ({"message_id": "6", "parent_id": "6", "role": "prompter", "text": "y"}, "row 5 .*among the answers to itself"),
         (
             {"message_id": "4", "parent_id": None, "role": "prompter", "text": "y"},
-            "row 5 .*message_id '4' is that of row",
+            "row 5 .*'4' is also that of .*row 3 ",
         ),
         ({"message_id": "6", "parent_id": None, "role": "parrot", "text": "y"}, "row 5 .*role is 'parrot'"),
         ({"message_id": "6", "parent_id": None, "role": None, "text": "y"}, "row 5 .*role is None"),
