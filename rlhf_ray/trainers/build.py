@@ -49,7 +49,7 @@ def build_config(
     if reward is not None:
         term = as_term(reward)
         composed = {"rewards": term.sections(), "reducer": term.reducer_section()}
-    layers: list[tuple[str, Mapping[str, Any]]] = [_start(model, without=composed)]
+    layers: list[tuple[str, Mapping[str, Any]]] = [("PPOTrainer(...)", {}), _start(model, without=composed)]
     if run is not None:
         layers.append(("PPOTrainer(run=...)", {"run": {"name": run} if isinstance(run, str) else _plain("run", run)}))
     if lora is not None:
