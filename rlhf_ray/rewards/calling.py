@@ -98,42 +98,48 @@ class _LoopBlock:
     """Seconds for which something kept the event loop from turning."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self._seconds = 0.0
+        self._due = perf_counter()  # when the next tick should come
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds + max(0.0, perf_counter() - self._due)
 
     async def watch(self) -> None:
         while True:
-            before = perf_counter()
+            self._due = perf_counter() + _TICK_S
             await asyncio.sleep(_TICK_S)
-            self.seconds += perf_counter() - before - _TICK_S
+            self._seconds = self.seconds
 
 
 async def _awaited(bound: BoundFunction, call: _Call, alone: bool, block: _LoopBlock) -> list[Outcome | None]:
+    timeout_s = bound.spec.timeout_s
     started, blocked = perf_counter(), block.seconds
     task = asyncio.create_task(_answer(bound, call))
-    await asyncio.wait({task}, timeout=bound.spec.timeout_s)
-    seconds = perf_counter() - started
-    late = seconds > bound.spec.timeout_s or not task.done()
-    if late and not alone and block.seconds - blocked > _BLOCKED_SHARE * bound.spec.timeout_s:
+    await asyncio.wait({task}, timeout=timeout_s)
+    answer, error, ended = task.result() if task.done() else (None, None, perf_counter())
+    seconds = ended - started
+    late = seconds > timeout_s or not task.done()
+    if late and not alone and block.seconds - blocked > _BLOCKED_SHARE * timeout_s:
         task.cancel()
-        return [None] * len(call.rows)
+        return [None] * len(call.rows)  # a neighbour may have kept it from running
     if not task.done():
         task.cancel()
-        message = f"did not return within {bound.spec.timeout_s:g} s and was cancelled"
+        message = f"did not return within {timeout_s:g} s and was cancelled"
         return call.failed(Outcome(failure=CallFailure("timeout", message), seconds=seconds))
-    answer, error = task.result()
     if error is not None:
         return call.failed(outcome_of_exception(error, seconds))
     return call.answered(answer, seconds)
 
 
-async def _answer(bound: BoundFunction, call: _Call) -> tuple[Any, BaseException | None]:
-    """What the function returned, or what it raised: an event loop would end at a task that raises SystemExit."""
+async def _answer(bound: BoundFunction, call: _Call) -> tuple[Any, BaseException | None, float]:
+    """What the function returned or raised, and when: an event loop would end at a task that raises SystemExit."""
     try:
-        return await bound.function(*call.positional, **call.by_name), None
+        return await bound.function(*call.positional, **call.by_name), None, perf_counter()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        return None, error
+        return None, error, perf_counter()
 
 
 def _split(bound: BoundFunction, calls: Calls) -> Iterator[_Call]:
