@@ -1,4 +1,4 @@
-"""A run from Python alone: a composer of this file, a reward model, LoRA, prompts in memory, callbacks; and after it."""
+"""A run from Python alone: a composer of this file, a reward model, LoRA, prompts in memory, callbacks, its use."""
 
 from pathlib import Path
 from typing import Any
