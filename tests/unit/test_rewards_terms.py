@@ -3,6 +3,7 @@
 import functools
 import math
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +51,19 @@ def test_two_objectives_in_one_line() -> None:
     }
     assert term.reducer_section() == ReducerSection()
     assert repr(term) == "<Term: 0.7 * hf_org_quality_v2 + 0.3 * hf_org_safety_1>"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("OpenAssistant/reward-model-deberta-v3-large-v2", "hf_OpenAssistant_reward_model_deberta_v3_large_v2"),
+        ("lvwerra/distilbert-imdb", "hf_lvwerra_distilbert_imdb"),
+        ("./runs/reward/model/", "hf_model"),
+        (Path("/models/toxic.bert"), "hf_toxic_bert"),
+    ],
+)
+def test_models_are_named_by_their_id_or_folder(model: str | Path, name: str) -> None:
+    assert list(HuggingFaceRewardModel(model).sections()) == [name]
 
 
 def test_operations_return_new_terms() -> None:
