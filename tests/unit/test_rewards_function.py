@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.rewards.function import bind_function
+from rlhf_ray.rewards.function import bind_function, check_function
 from rlhf_ray.rewards.resolve import FunctionSpec, resolve_function
 
 pytestmark = pytest.mark.unit
@@ -21,6 +21,14 @@ def with_truth(prompt, response, ground_truth, scale=1.0, *, finish_reason): ret
 def greedy(prompt, response, **others): return len(others)
 def only_prompt(prompt): return 1.0
 async def later(prompt, response): return 1.0
+class Scale:
+    def __init__(self, factor):
+        if factor < 0: raise ValueError("negative")
+        self.factor = factor
+    def score(self, prompt, response, ground_truth): return self.factor
+class Caller:
+    async def __call__(self, prompt, response): return 1.0
+caller = Caller()
 constant = 3
 """
 COLUMNS = ["prompt_id", "prompt", "response", "response_tokens", "finish_reason", "ground_truth"]
@@ -99,3 +107,26 @@ def test_what_cannot_be_called_is_a_config_error(
         bind_function(spec(name, arguments=arguments), columns)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_method_is_bound_to_an_instance_of_its_own() -> None:
+    bound = bind_function(spec("Scale.score", constructor={"factor": 2}), COLUMNS)
+    assert bound.columns == ("ground_truth",)
+    assert bound.function("p", "r", ground_truth="x") == 2
+    with pytest.raises(ConfigError, match=r"making `Scale` failed[\s\S]*negative"):
+        bind_function(spec("Scale.score", constructor={"factor": -1}), COLUMNS)
+
+
+def test_checking_makes_no_instance_and_still_finds_what_is_missing() -> None:
+    check_function(spec("Scale.score", constructor={"factor": -1}), COLUMNS)
+    with pytest.raises(ConfigError, match="cannot be made from the component's `constructor`"):
+        check_function(spec("Scale.score", constructor={"factr": 1}), COLUMNS)
+    with pytest.raises(ConfigError, match="needs `ground_truth`"):
+        check_function(spec("Scale.score", constructor={"factor": 1}), ["prompt", "response"])
+
+
+def test_async_is_seen_in_functions_and_in_objects_that_are_called() -> None:
+    for name in ("later", "caller"):
+        bound = bind_function(spec(name, concurrency=7), COLUMNS)
+        assert (bound.is_async, bound.calls_at_once) == (True, 7)
+    assert not bind_function(spec("plain"), COLUMNS).is_async
