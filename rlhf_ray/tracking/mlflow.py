@@ -47,7 +47,7 @@ class MLflowTracker:
             known = self._client.get_experiment_by_name(experiment)
         except MlflowException as error:
             raise ConfigError(f"tracking.mlflow_uri: MLflow cannot use {uri}: {error}") from error
-        self._metric, self._finished = Metric, RunStatus.to_string(RunStatus.FINISHED)
+        self._metric, self._status = Metric, RunStatus
         id_file = folder / RUN_ID_FILE
         if id_file.exists():
             self._run_id = id_file.read_text().strip()
@@ -66,8 +66,9 @@ class MLflowTracker:
         values = [self._metric(_name(key), float(value), now, step) for key, value in metrics.items()]
         self._client.log_batch(self._run_id, metrics=values)
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run_id, status=self._finished)
+    def close(self, failed: bool = False) -> None:
+        status = self._status.FAILED if failed else self._status.FINISHED
+        self._client.set_terminated(self._run_id, status=self._status.to_string(status))
 
 
 def _name(key: str) -> str:

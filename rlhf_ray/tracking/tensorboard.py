@@ -24,5 +24,5 @@ class TensorBoardTracker:
         values = [Summary.Value(tag=key, simple_value=float(value)) for key, value in metrics.items()]
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._writer.close()

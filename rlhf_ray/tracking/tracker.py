@@ -18,7 +18,8 @@ class Tracker(Protocol):
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, failed: bool = False) -> None:
+        """The run is over; `failed`: by an error, so that it will be resumed or given up."""
 
 
 class Trackers:
@@ -33,10 +34,10 @@ class Trackers:
         for service in self._services:
             self._attempt(service, f"step {step}", partial(service.log, step, metrics))
 
-    def close(self) -> None:
-        self._file.close()
+    def close(self, failed: bool = False) -> None:
+        self._file.close(failed)
         for service in self._services:
-            self._attempt(service, "the end of the run", service.close)
+            self._attempt(service, "the end of the run", partial(service.close, failed))
 
     def _attempt(self, service: Tracker, what: str, action: Callable[[], None]) -> None:
         """A service may be down for a while: it is tried every time, and the person told once each time it fails."""

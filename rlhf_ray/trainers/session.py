@@ -29,6 +29,8 @@ Config = SFTConfig | RewardModelConfig | PPOConfig
 class ActorSession:
     """The cluster and the actors of something that runs; a context manager that ends them all."""
 
+    failed = True  # unless `__exit__` finds that it ended well
+
     def __init__(self, config: Config, name: str, logs: Path) -> None:
         """`name` comes first in the actors' names; `logs` is the folder of their output."""
         self.config, self.name, self.logs = config, name, logs
@@ -46,6 +48,7 @@ class ActorSession:
         self.starter = ActorStarter(self.name, self.logs, threads)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.failed = error is not None
         with self._ending:
             if isinstance(error, Exception) and not isinstance(error, RLHFRayError):
                 self._blame_lost_actors(error)
@@ -94,7 +97,7 @@ class Session(ActorSession):
         self.trackers: Trackers = make_trackers(
             config.tracking, self.folder.path, config, resume_step, self.console.warn
         )
-        ending.callback(self.trackers.close)
+        ending.callback(lambda: self.trackers.close(self.failed))
         super()._open(ending)
         self.stop.install()
         ending.callback(self.stop.uninstall)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import ray
 import torch
+import wandb
 import wandb_file
+from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from tiny_runs import TinyRuns
@@ -72,6 +74,7 @@ class Story:
     first: Recorder
     second: Recorder
     after_first: set[str]  # in the run folder
+    status_after_first: str  # in MLflow
     result: PPOResult
     screen: str
     store: str  # MLflow's
@@ -105,10 +108,19 @@ def story(ray_local: None, tiny: TinyRuns, tmp_path_factory: pytest.TempPathFact
         with pytest.raises(CallbackError) as caught:
             PPOTrainer(config, callbacks=[story.first], console=console).train()
         story.broken, folder = caught.value, root / RUN
+        story.status_after_first = mlflow_run((root / "mlruns").as_uri()).info.status
         story.after_first = {str(path.relative_to(folder)) for path in folder.rglob("*")}
         story.result = PPOTrainer(config, resume=folder, callbacks=[story.second], console=console).train()
+        wandb.teardown()  # its service writes the last bytes when it ends
     story.screen, story.store = out.getvalue(), (root / "mlruns").as_uri()
     return story
+
+
+def mlflow_run(store: str) -> Any:
+    """The only run of the experiment in `store`."""
+    client = MlflowClient(store)
+    (run,) = client.search_runs([client.get_experiment_by_name("rlhf").experiment_id])
+    return run
 
 
 def iteration(number: int) -> list[str]:
@@ -157,19 +169,16 @@ KEYS = ["reward/mean", "reward/words/mean", "kl/mean", "eval/reward/mean", "eval
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_tracker_holds_what_the_metrics_file_holds(story: Story, key: str) -> None:
-    from mlflow.tracking import MlflowClient
-
     expected = logged(story, key)
     assert [step for step, _ in expected] == ([0, 3] if key.startswith("eval/") else [1, 2, 3])
 
     events = EventAccumulator(str(story.result.folder / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars(key)] == [(s, pytest.approx(v)) for s, v in expected]
 
-    client = MlflowClient(tracking_uri=story.store)
-    (run,) = client.search_runs([client.get_experiment_by_name("rlhf").experiment_id])
-    assert (run.info.run_name, run.info.status) == (RUN, "FINISHED")
+    run = mlflow_run(story.store)
+    assert (run.info.run_name, story.status_after_first, run.info.status) == (RUN, "FAILED", "FINISHED")
     assert run.data.params["early_stop.plateau"] == "2"
-    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)] == expected
+    assert [(m.step, m.value) for m in MlflowClient(story.store).get_metric_history(run.info.run_id, key)] == expected
 
     files = sorted((story.result.folder / "wandb").glob("offline-run-*/*.wandb"))
     rows = [row for file in files for row in wandb_file.history(file)]

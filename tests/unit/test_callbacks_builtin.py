@@ -273,8 +273,8 @@ def test_a_tracker_of_your_own_hears_of_everything_and_is_closed_either_way(trai
         def log(self, step: int, metrics: dict[str, float]) -> None:
             self.said.append((step, metrics))
 
-        def close(self) -> None:
-            self.said.append("closed")
+        def close(self, failed: bool = False) -> None:
+            self.said.append("failed" if failed else "closed")
 
     own, resumed = Own(), Own()
     own.on_exception(ValueError())  # before the start: nothing to close
@@ -284,7 +284,7 @@ def test_a_tracker_of_your_own_hears_of_everything_and_is_closed_either_way(trai
     state = own.state_dict()
     own.on_exception(ValueError())
     own.on_train_end(None)
-    assert own.said == ["after None", (3, {"kl/mean": 0.1}), (3, {"eval/reward/mean": 0.5}), "closed"]
+    assert own.said == ["after None", (3, {"kl/mean": 0.1}), (3, {"eval/reward/mean": 0.5}), "failed"]
     resumed.load_state_dict(json.loads(json.dumps(state)))
     resumed.on_train_start(trainer)
     resumed.on_train_end(None)

@@ -84,18 +84,16 @@ def test_mlflow_keeps_one_run_over_a_resume(tmp_path: Path, config: SFTConfig, m
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "a"
     folder.mkdir()
-    for resume_after, step in ((None, 0), (0, 1)):
-        trackers = make_trackers(
-            TrackingSection(tensorboard=False, mlflow_experiment="e"), folder, config, resume_after
-        )
-        trackers.log(step, {"reward/mean": step + 0.5, "reward/rules/tone (0 to 1)/mean": 1.0, "x": math.nan})
-        trackers.close()
-
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
-    runs = client.search_runs([client.get_experiment_by_name("e").experiment_id])
-    assert [(run.info.run_name, run.info.status) for run in runs] == [("a", "FINISHED")]
+    section = TrackingSection(tensorboard=False, mlflow_experiment="e")
+    for resume_after, step, status in ((None, 0, "FAILED"), (0, 1, "FINISHED")):
+        trackers = make_trackers(section, folder, config, resume_after)
+        trackers.log(step, {"reward/mean": step + 0.5, "reward/rules/tone (0 to 1)/mean": 1.0, "x": math.nan})
+        trackers.close(failed=status == "FAILED")
+        client = MlflowClient(tracking_uri=(tmp_path / "mlruns").as_uri())
+        runs = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+        assert [(run.info.run_name, run.info.status) for run in runs] == [("a", status)]
     assert runs[0].data.params["model.name"] == "m"
     history = client.get_metric_history(runs[0].info.run_id, "reward/mean")
     assert [(m.step, m.value) for m in history] == [(0, 0.5), (1, 1.5)]
@@ -112,7 +110,7 @@ def test_mlflow_says_why_a_place_is_refused(tmp_path: Path, config: SFTConfig) -
 def test_wandb_offline_holds_every_step_and_the_configuration(
     tmp_path: Path, config: SFTConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     section = TrackingSection(tensorboard=False, wandb_project="p")
     for resume_after, steps in ((None, (1, 2)), (1, (2,))):
@@ -121,6 +119,7 @@ def test_wandb_offline_holds_every_step_and_the_configuration(
         for step in steps:
             trackers.log(step, {"reward/mean": step + 0.5 * len(steps), "reward/rules/mean": math.nan})
         trackers.close()
+    wandb.teardown()  # its service writes the last bytes when it ends
     name = (tmp_path / "wandb_run_id").read_text()
     files = sorted((tmp_path / "wandb").glob(f"offline-run-*-{name}/*.wandb"))
     rows = [[(row["iteration"], row["reward/mean"]) for row in wandb_file.history(file)] for file in files]
@@ -150,7 +149,7 @@ class Memory:
             raise ConnectionError("server away")
         self.steps.append(step)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self.closed = True
         if self.broken:
             raise ConnectionError("server away")

@@ -32,7 +32,7 @@ class TrackerCallback(Callback, ABC):
         self._close()
 
     def on_exception(self, error: BaseException) -> None:
-        self._close()
+        self._close(failed=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_step": self._last_step}
@@ -44,9 +44,9 @@ class TrackerCallback(Callback, ABC):
         assert self._tracker is not None, "on_train_start comes first"
         self._tracker.log(step, metrics)
 
-    def _close(self) -> None:
+    def _close(self, failed: bool = False) -> None:
         if self._tracker is not None:
-            self._tracker.close()
+            self._tracker.close(failed)
             self._tracker = None
 
 
