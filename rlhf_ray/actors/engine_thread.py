@@ -9,13 +9,13 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.errors import ConfigError, InfrastructureError, RLHFRayError
 
 T = TypeVar("T")
 Work = tuple[Callable[[Any], Any], Future]
@@ -65,16 +65,25 @@ class EngineThread:
                 f"{time.time() - self._state_since:.0f} s with {len(self._streams)} requests running."
             ) from None
 
-    def submit(self, requests: Sequence[tuple[Any, Any]], admit: Callable[[], Any]) -> Stream:
-        """Queue (prompt, sampling parameters) pairs; `admit` runs first, on the engine's thread, and may raise."""
+    def submit(
+        self,
+        requests: Sequence[tuple[Any, Any]],
+        admit: Callable[[], Any],
+        options: Callable[[], Mapping[str, Any]] = dict,
+    ) -> Stream:
+        """Queue (prompt, sampling parameters) pairs, with further `options` of `add_request` for all of them.
+
+        `admit` runs first, on the engine's thread, and may raise; then `options`.
+        """
         stream, batch = Stream(len(requests)), next(self._batches)
 
         def add(engine: Any) -> None:
             stream.admitted = admit()
+            further = options()
             try:
                 for position, (prompt, params) in enumerate(requests):
                     request_id = f"{batch}-{position}"
-                    engine.add_request(request_id, prompt, params)
+                    engine.add_request(request_id, prompt, params, **further)
                     stream.request_ids.append(request_id)
                     self._streams[request_id] = (stream, position)
             except Exception:
@@ -162,7 +171,7 @@ class EngineThread:
     def _check(self) -> None:
         if self._failure is not None:
             self._fail_waiters()
-            raise InfrastructureError(f"The engine failed: {self._failure!r}") from self._failure
+            raise self._error() from self._failure
 
     def _fail_waiters(self) -> None:
         while True:
@@ -170,4 +179,10 @@ class EngineThread:
                 _, future = self._inbox.get_nowait()
             except queue.Empty:
                 return
-            future.set_exception(InfrastructureError(f"The engine failed: {self._failure!r}"))
+            future.set_exception(self._error())
+
+    def _error(self) -> RLHFRayError:
+        """What waiters are told: a configuration that the engine refused is no lost engine."""
+        if isinstance(self._failure, ConfigError):
+            return ConfigError(str(self._failure))
+        return InfrastructureError(f"The engine failed: {self._failure!r}")

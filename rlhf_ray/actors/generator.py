@@ -20,10 +20,11 @@ import xxhash
 from rlhf_ray.actors.engine_thread import EngineThread
 from rlhf_ray.actors.environment import process_environment
 from rlhf_ray.actors.sample_table import Sample, continuations, sample_meta, sample_table
+from rlhf_ray.config.common import LoraSection
 from rlhf_ray.config.ppo import GenerationSection, SyncSection
 from rlhf_ray.errors import ConfigError, DataError, InfrastructureError
 from rlhf_ray.weights.bucket import Bucket, SentReceipt
-from rlhf_ray.weights.receiver import WeightReceiver
+from rlhf_ray.weights.receiver import ADAPTER, WEIGHTS, WeightReceiver
 
 #: what `generate(sampling=...)` may override, by the names of the configuration
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens", "stop")
@@ -51,7 +52,8 @@ def sample_seed(seed: int, iteration: int, prompt_id: int, sample_index: int) ->
 class Generator:
     """One engine replica. `version` 0 of attempt 0 are the weights that `model_path` holds.
 
-    `fault` is fault injection, for tests of the sync's proof only: see `weights.engine.Proven`.
+    With `lora` an update brings an adapter of that shape, to be applied to the weights that `model_path` holds. `fault`
+    is fault injection, for tests of the sync's proof only: see `weights.engine.Proven`.
     """
 
     def __init__(
@@ -64,11 +66,13 @@ class Generator:
         trust_remote_code: bool = False,
         revision: str | None = None,
         tokenizer: str | None = None,
+        lora: LoraSection | None = None,
         fault: dict[str, str] | None = None,
     ) -> None:
         self._section = section
         self._seed = seed
-        self._weights = WeightReceiver()
+        self._lora = lora
+        self._weights = WeightReceiver(WEIGHTS if lora is None else ADAPTER)
         self._tokenizer: Any = None
         self._context_tokens = 0
         model = {
@@ -123,7 +127,7 @@ class Generator:
         requests = self._requests(
             prompts, iteration, samples_per_prompt, self._seed if seed is None else seed, arguments
         )
-        stream = self._engine.submit(requests, admit=self._weights.require_whole)
+        stream = self._engine.submit(requests, admit=self._weights.require_whole, options=self._request_options)
         version = stream.admitted
         finished = self._engine.drain(stream)
         if group_chunks is None:
@@ -159,6 +163,14 @@ class Generator:
             "flat_logprobs": True,
             "skip_clone": True,  # each request has its own parameters
         }
+
+    def _request_options(self) -> dict[str, Any]:
+        """The adapter that answers, once one was loaded."""
+        if self._lora is None or not self._weights.started:
+            return {}
+        from rlhf_ray.weights.adapter import adapter_request
+
+        return {"lora_request": adapter_request(self._weights.started)}
 
     def _requests(
         self, prompts: pa.Table, iteration: int, samples_per_prompt: int, seed: int, arguments: dict[str, Any]
@@ -246,10 +258,10 @@ class Generator:
 
     def _build(self, model: dict[str, Any], transport: str, fault: dict[str, str]) -> Any:
         from vllm import EngineArgs
-        from vllm.config import WeightTransferConfig
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
+        from rlhf_ray.weights.adapter import refuse_unadaptable
         from rlhf_ray.weights.vllm_plugin import register
 
         register()
@@ -259,10 +271,10 @@ class Generator:
             memory: dict[str, Any] = {"kv_cache_memory_bytes": int(section.cpu_kv_cache_gib * 2**30)}
         else:
             memory = {"gpu_memory_utilization": section.gpu_memory_utilization}
-        transport = "object_store" if transport == "auto" else transport
         arguments = EngineArgs(
             **model,
             **memory,
+            **(_weight_updates(transport) if self._lora is None else _adapter_updates(self._lora)),
             tensor_parallel_size=section.tensor_parallel_size,
             max_model_len=section.max_context_tokens,
             max_num_seqs=section.max_concurrent_samples,
@@ -272,15 +284,35 @@ class Generator:
             logprobs_mode="raw_logprobs",
             disable_log_stats=True,
             use_tqdm_on_load=False,
-            weight_transfer_config=WeightTransferConfig(backend=f"rlhf_ray_{transport}"),
-            worker_extension_cls="rlhf_ray.weights.engine.ReceiptExtension",
         )
+        if self._lora is not None:
+            refuse_unadaptable(arguments)
         engine = LLMEngine.from_engine_args(arguments)
-        if transport == "object_store":
+        if self._lora is not None:
+            engine.collective_rpc("prepare_adapters", args=(self._lora.r, self._lora.alpha, fault))
+        elif transport in ("auto", "object_store"):
             engine.collective_rpc("init_weight_transfer_engine", args=({"fault": fault},))
         self._context_tokens = engine.model_config.max_model_len
         self._tokenizer = copy.deepcopy(engine.get_tokenizer())  # the engine's own is not ours to share between threads
         return engine
+
+
+def _weight_updates(transport: str) -> dict[str, Any]:
+    """Engine arguments for updates of all weights."""
+    from vllm.config import WeightTransferConfig
+
+    backend = "object_store" if transport == "auto" else transport
+    return {
+        "weight_transfer_config": WeightTransferConfig(backend=f"rlhf_ray_{backend}"),
+        "worker_extension_cls": "rlhf_ray.weights.engine.ReceiptExtension",
+    }
+
+
+def _adapter_updates(lora: LoraSection) -> dict[str, Any]:
+    """Engine arguments for updates of an adapter."""
+    from rlhf_ray.weights.adapter import adapter_arguments
+
+    return adapter_arguments(lora) | {"worker_extension_cls": "rlhf_ray.weights.adapter.AdapterExtension"}
 
 
 def in_batches(finished: Iterator[Output], size: int) -> Iterator[list[Output]]:

@@ -26,7 +26,7 @@ from rlhf_ray.learner.sft import SFTObjective
 from rlhf_ray.learner.shards import load_rank, save_rank
 from rlhf_ray.learner.trainable import Trainable
 from rlhf_ray.models.load import load_causal_lm, load_scalar_lm, resolve_dtype
-from rlhf_ray.models.lora import add_lora, merged_tensors
+from rlhf_ray.models.lora import adapter_tensors, add_lora, merged_tensors
 from rlhf_ray.models.networks import PolicyNetwork, ScalarNetwork
 from rlhf_ray.models.reward_stats import RewardStats
 from rlhf_ray.weights.audit import check_gap
@@ -131,8 +131,11 @@ class LearnerRank:
     # -- weights -------------------------------------------------------------------------------------------------------
 
     def published_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(checkpoint name, full tensor) of the policy as generators load it; every rank iterates in step."""
+        """(checkpoint name, full tensor) of the policy, or its adapter, as generators load it; every rank iterates in
+        step."""
         self.trainables["policy"].reshard()
+        if isinstance(self.config, PPOConfig) and self.config.sync.lora == "adapter":
+            return iter(adapter_tensors(self.model).items())
         return merged_tensors(self.model)
 
     def save(self, folder: Path) -> None:

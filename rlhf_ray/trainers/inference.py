@@ -40,7 +40,8 @@ class InferenceActors(RolloutActors):
     ) -> None:
         super().__init__(session, config, columns, rewards)
         placement = session.reserve(self._rollout_needs())
-        sync = config.sync.model_copy(update={"transport": "object_store"})  # unused: the weights stay as they are
+        # No updates come: a saved policy is whole.
+        sync = config.sync.model_copy(update={"transport": "object_store", "lora": "merged"})
         self._start_rollout_actors(_engine_dtype(config, on_gpu=placement.gpus > 0), sync)
         self._wait_until_ready(progress)
 

@@ -47,6 +47,7 @@ def check_before_start(config: PPOConfig) -> PreTrainedTokenizerBase:
         check_model(config.critic.init_from)
     check_rewards(config.rewards, config.reducer)
     _check_vocabularies(config)
+    _check_adapter_sync(config)
     model = config.model
     return load_tokenizer(model.tokenizer or model.name, model.revision, model.trust_remote_code)
 
@@ -75,6 +76,19 @@ def prompt_limit(config: PPOConfig) -> int:
             f"{context} tokens together; lower one of them"
         )
     return limit
+
+
+def _check_adapter_sync(config: PPOConfig) -> None:
+    """`sync.lora: adapter` needs an adapter, and a transport that takes one."""
+    if config.sync.lora != "adapter":
+        return
+    if config.model.lora is None:
+        raise ConfigError("sync.lora: adapter, but this run trains all weights; set model.lora, or sync.lora=merged")
+    if config.sync.transport not in ("auto", "object_store"):
+        raise ConfigError(
+            f"sync.transport: {config.sync.transport} carries whole weights, but sync.lora is adapter; set "
+            "sync.transport=auto, or sync.lora=merged"
+        )
 
 
 def _check_vocabularies(config: PPOConfig) -> None:
@@ -110,7 +124,7 @@ class PPOActors(RolloutActors):
         rewards = {name: section for name, section in config.rewards.items() if section.enabled}
         super().__init__(session, config, columns, rewards)
         placement = session.reserve(self._needs())
-        transport = choose_transport(config.sync.transport, cuda=placement.gpus > 0, shared_gpus=placement.colocated)
+        transport = choose_transport(config.sync, cuda=placement.gpus > 0, shared_gpus=placement.colocated)
         self.sync_section = config.sync.model_copy(update={"transport": transport})
         self.writer = session.start("writer", 0, RolloutWriter, str(session.folder.rollouts))
         self.learner = session.start_learner()

@@ -48,7 +48,8 @@ class RolloutActors:
         config, model = self.config, self.config.model
         environment = generator_environment(config.generation, self.session.starter.threads, config.tracking.verbose)
         arguments = (model.name, config.generation, sync, dtype, config.run.seed)
-        options = (model.trust_remote_code, model.revision, model.tokenizer)
+        lora = model.lora if sync.lora == "adapter" else None
+        options = (model.trust_remote_code, model.revision, model.tokenizer, lora)
         return self.session.start("generator", index, Generator, *arguments, *options, environment=environment)
 
     def _scorer_pool(self, name: str, section: RewardComponent) -> ActorPool:

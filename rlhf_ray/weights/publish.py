@@ -138,10 +138,13 @@ class WeightSync:
             raise InfrastructureError(f"A weight sync lost an actor while it waited for it {purpose}: {exc}") from exc
 
 
-def choose_transport(transport: str, *, cuda: bool, shared_gpus: bool) -> str:
-    """`sync.transport` with "auto" resolved: the object store on CPU, IPC where both sides share GPUs, else NCCL."""
-    if transport != "auto":
-        return transport
-    if not cuda:
+def choose_transport(section: SyncSection, *, cuda: bool, shared_gpus: bool) -> str:
+    """`sync.transport` with "auto" resolved: the object store on CPU, IPC where both sides share GPUs, else NCCL.
+
+    An adapter alone is small and always goes through the object store.
+    """
+    if section.transport != "auto":
+        return section.transport
+    if not cuda or section.lora == "adapter":
         return "object_store"
     return "ipc" if shared_gpus else "nccl"

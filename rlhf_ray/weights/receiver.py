@@ -1,8 +1,8 @@
 """Which weights an engine holds, and the way from one version to the next.
 
-Runs on the engine's thread, through the worker methods of vLLM's weight transfer. An update is all or nothing in what
-it claims: `version` moves only when every worker proved the new weights complete; until then, and after an update
-that was abandoned or failed, `require_whole` refuses.
+Runs on the engine's thread, through worker methods: those of vLLM's weight transfer, or our own for an adapter. An
+update is all or nothing in what it claims: `version` moves only when every worker proved the new weights complete;
+until then, and after an update that was abandoned or failed, `require_whole` refuses.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +11,20 @@ from typing import Any
 from rlhf_ray.errors import AuditError, InfrastructureError
 from rlhf_ray.weights.audit import compare_receipts
 from rlhf_ray.weights.bucket import Bucket, SentReceipt
+
+
+@dataclass(frozen=True)
+class UpdateMethods:
+    """The worker methods that an update calls."""
+
+    start: str
+    load: str  # takes the update info
+    finish: str
+    receipt: str  # returns {"digests": {name: digest}, "faults": [text]}
+
+
+WEIGHTS = UpdateMethods("start_weight_update", "update_weights", "finish_weight_update", "weight_receipt")
+ADAPTER = UpdateMethods("start_adapter_update", "load_adapter", "finish_adapter_update", "adapter_receipt")
 
 
 @dataclass
@@ -27,8 +41,10 @@ class _Update:
 class WeightReceiver:
     """Holds (attempt, version) of an engine's weights; 0, 0 are those it was started with."""
 
-    def __init__(self) -> None:
+    def __init__(self, methods: UpdateMethods = WEIGHTS) -> None:
         self.version = self.attempt = 0
+        self.started = 0  # updates, whole or not
+        self._methods = methods
         self._update: _Update | None = None
 
     def require_whole(self) -> int:
@@ -56,8 +72,9 @@ class WeightReceiver:
                 f"{self.version} of attempt {self.attempt}. Publish a later version, or start a new attempt."
             )
         if self._update is not None and self._update.active:
-            engine.collective_rpc("finish_weight_update")
-        engine.collective_rpc("start_weight_update")
+            engine.collective_rpc(self._methods.finish)
+        engine.collective_rpc(self._methods.start)
+        self.started += 1
         self._update = _Update(version, attempt)
 
     def load(self, engine: Any, update_info: dict[str, Any]) -> None:
@@ -71,7 +88,7 @@ class WeightReceiver:
         if isinstance(bucket, Bucket):
             _expect(update, bucket)
         update.active = False  # vLLM leaves the update when loading fails
-        engine.collective_rpc("update_weights", args=(update_info,))
+        engine.collective_rpc(self._methods.load, args=(update_info,))
         update.active = True
 
     def note_sent(self, sent: SentReceipt) -> None:
@@ -82,8 +99,8 @@ class WeightReceiver:
         """End the update: {"version", "attempt", "digests": {name: digest}, "faults": [text]}."""
         update = self._active_update()
         update.active = False
-        engine.collective_rpc("finish_weight_update")
-        receipt = _merge(engine.collective_rpc("weight_receipt"))
+        engine.collective_rpc(self._methods.finish)
+        receipt = _merge(engine.collective_rpc(self._methods.receipt))
         if update.sent is not None:
             receipt["faults"] += compare_receipts(update.sent.digests, receipt["digests"])
         if not engine.reset_prefix_cache():

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from rlhf_ray.actors import engine_thread
 from rlhf_ray.actors.engine_thread import EngineThread
-from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.errors import ConfigError, InfrastructureError
 
 pytestmark = pytest.mark.unit
 
@@ -21,11 +22,13 @@ class FakeEngine:
         self.left: dict[str, int] = {}
         self.prompts: dict[str, Any] = {}
         self.aborted: list[str] = []
+        self.adapters: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
         self.threads: set[int] = set()
 
-    def add_request(self, request_id: str, prompt: Any, params: int) -> None:
+    def add_request(self, request_id: str, prompt: Any, params: int, adapter: str = "none") -> None:
+        self.adapters.append(adapter)
         if prompt == "bad":
             raise ValueError("prompt is bad")
         self.left[request_id], self.prompts[request_id] = params, prompt
@@ -121,6 +124,24 @@ def test_a_lost_engine_is_told_to_everyone() -> None:
     with pytest.raises(InfrastructureError, match="CUDA error"):
         thread.call(lambda e: None)
     assert thread.status()["state"] == "failed"
+
+
+def test_options_of_requests_are_those_at_admission() -> None:
+    engine, held = FakeEngine(), {"adapter": "first"}
+    thread = EngineThread(lambda: engine)
+    admit = partial(held.update, adapter="second")
+    list(thread.drain(thread.submit([("a", 1), ("b", 1)], admit=admit, options=lambda: held)))
+    assert engine.adapters == ["second", "second"]
+
+
+def test_a_configuration_that_the_engine_refuses_is_no_lost_engine() -> None:
+    def build() -> FakeEngine:
+        raise ConfigError("no such option")
+
+    thread = EngineThread(build)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"^no such option$"):
+            thread.call(lambda e: None, timeout_s=5)
 
 
 def test_an_engine_that_does_not_load_is_told() -> None:

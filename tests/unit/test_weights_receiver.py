@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlhf_ray.config.ppo import SyncSection
 from rlhf_ray.errors import AuditError, InfrastructureError
 from rlhf_ray.weights.bucket import Bucket, SentReceipt, TensorRecord
-from rlhf_ray.weights.receiver import WeightReceiver
+from rlhf_ray.weights.publish import choose_transport
+from rlhf_ray.weights.receiver import ADAPTER, WeightReceiver
 
 pytestmark = pytest.mark.unit
 
@@ -24,6 +26,7 @@ class FakeEngine:
 
     def collective_rpc(self, method: str, args: tuple = ()) -> list[Any]:
         self.calls.append(method)
+        method = method.replace("adapter", "weight") if method != "load_adapter" else "update_weights"
         if method == "start_weight_update":
             assert not self.active, "vLLM refuses to start twice"
             self.active = True
@@ -137,3 +140,28 @@ def test_an_abandoned_and_a_broken_update_can_be_replaced() -> None:
     engine.breaks = False
     update(receiver, engine, version=2)
     assert receiver.require_whole() == 2
+
+
+def test_an_adapter_update_calls_its_own_methods_and_is_numbered() -> None:
+    receiver, engine = WeightReceiver(ADAPTER), FakeEngine()
+    receiver.begin(engine, 1, 0)  # abandoned
+    update(receiver, engine, version=1)
+    start, finish = "start_adapter_update", "finish_adapter_update"
+    assert engine.calls == [start, finish, start, "load_adapter", finish, "adapter_receipt"]
+    assert receiver.started == 2, "adapters are numbered as the workers number them"
+
+
+@pytest.mark.parametrize(
+    ("options", "cuda", "shared", "chosen"),
+    [
+        ({}, False, False, "object_store"),
+        ({}, True, True, "ipc"),
+        ({}, True, False, "nccl"),
+        ({"lora": "adapter"}, True, True, "object_store"),
+        ({"transport": "nccl"}, True, True, "nccl"),
+    ],
+)
+def test_the_transport_suits_where_the_weights_go(
+    options: dict[str, Any], cuda: bool, shared: bool, chosen: str
+) -> None:
+    assert choose_transport(SyncSection(**options), cuda=cuda, shared_gpus=shared) == chosen
