@@ -3,7 +3,9 @@
 The rubric is a text file, sent as one user message with {prompt}, {response} and the sample's columns filled in
 (`{{name}}` stands for the text {name}). The reward is (grade - minimum) / (maximum - minimum).
 
-Structured, the answer is JSON held to a schema with the grade alone: cheap, and a model of any size answers in form.
+Structured, the answer is JSON held to a schema with the grade alone: cheap, and a model of any size answers in form
+(vLLM lets a weak one fill its answer with blanks, unless it is served with `--structured-outputs-config
+'{"backend": "xgrammar", "disable_any_whitespace": true}'`).
 A judge that should reason first is a reasoning model (whose server keeps its thoughts apart), or is asked in plain text
 with `structured: false` and a rubric that ends with "Finish with `Grade: <number>`" (cf. Liu et al. 2023, G-Eval).
 An answer without a grade in the range is a failure that shows the answer; it never becomes a number.
