@@ -4,7 +4,8 @@ A reward function is called as f(prompt, response, ...). Its further parameters 
 component's `arguments`, then from the columns of the sample table (the dataset's own columns, `prompt_tokens`,
 `response_tokens`, `finish_reason`, ...); what is left must have a default. `**kwargs` receives every column. A method
 is called on one instance per process, made with the component's `constructor` arguments. With `batch_size` prompt,
-response and columns are lists and so is the answer. An `async def` is awaited, several calls at a time.
+response and columns are lists and so is the answer, and `timeout_s` is for the whole batch. An `async def` is awaited,
+several calls at a time.
 """
 
 import inspect

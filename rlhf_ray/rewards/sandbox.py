@@ -3,7 +3,8 @@
 A call that raises or returns no finite number costs nothing more. A call that does not return in time, or that ends its
 process, costs that process: it is killed, a new one is started, and the calls after it go on there. Calls are sent in
 messages and answered singly, so that quick functions do not pay a round trip each. Where several samples share a call
-(batches) or a process (async functions) and the whole fails, each of them is called again alone.
+(batches) or a process (async functions) and the whole fails, each of them is called again alone: a hang then costs its
+timeout twice.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -116,11 +117,11 @@ class Sandbox:
         if not results and worker.ended:
             how, stack = worker.autopsy()
             raise ConfigError(
-                f"{where}: the process that was importing it {how}; its output is in the log.\n{stack}".rstrip()
+                f"{where}: the process that was starting it {how}; its output is in the log.\n{stack}".rstrip()
             )
         if not results:
             stack = worker.interrupt()
-            raise ConfigError(f"{where}: importing it took longer than {self._start_timeout_s:g} s.\n{stack}".rstrip())
+            raise ConfigError(f"{where}: starting it took longer than {self._start_timeout_s:g} s.\n{stack}".rstrip())
         details = results[0].details
         if results[0].kind is Kind.REFUSED:
             raise ConfigError(details["message"])

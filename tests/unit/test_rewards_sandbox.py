@@ -163,6 +163,15 @@ def test_a_slow_consumer_neither_causes_nor_hides_a_timeout() -> None:
         assert "returned after 0.5" in outcomes[1].failure.message
 
 
+def test_what_a_slow_consumer_kept_us_from_sending_is_not_a_late_answer() -> None:
+    texts = ["x" * 20_000] * 200  # a message is many times what a pipe holds
+    with sandbox_of("length", timeout_s=0.5) as sandbox:
+        for row, outcome in enumerate(sandbox.run({"prompt": texts, "response": texts})):
+            assert outcome.value == 20_000
+            time.sleep(0.8 if row < 2 else 0)
+        assert sandbox.starts == 1
+
+
 def test_prints_and_standard_input_do_not_touch_the_results() -> None:
     assert [outcome.value for outcome in run("noisy", ["p"] * 3)] == [1.0] * 3
 
