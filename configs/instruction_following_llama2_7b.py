@@ -32,7 +32,7 @@ def build(tiny: bool = False) -> PPOTrainer:
         training=batches | keeping | stop | {"learning_rate": 1e-5, "kl_coef": 0.05},
         generation={"max_new_tokens": 256},
     )
-    return PPOTrainer(trainer.config, training=tiny_overlay(RECIPE, "runs/tiny")) if tiny else trainer
+    return PPOTrainer(trainer.config, training=tiny_overlay(RECIPE, "runs/tiny-recipes")) if tiny else trainer
 
 
 if __name__ == "__main__":

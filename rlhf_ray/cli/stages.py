@@ -115,7 +115,7 @@ def _tiny(files: tuple[Path, ...], overrides: tuple[str, ...]) -> list[str]:
     recipe = files[0].stem
     root, console = load_config(PPOConfig, files, overrides).run.root, Console()
     with console.progress(f"{recipe}: making tiny models and data"):
-        overlay = tiny_overlay(recipe, Path(root) / "tiny")
+        overlay = tiny_overlay(recipe, Path(root) / "tiny-recipes")
     console.stage("Tiny", recipe)
     console.facts({key: str(value) for key, value in overlay.items()})
     return [f"{key}={json.dumps(value)}" for key, value in overlay.items()]

@@ -75,7 +75,7 @@ def test_the_tiny_variant_keeps_the_recipe(
     recipe: str, tmp_path: Path, no_models: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    overlay = tiny.tiny_overlay(recipe, "runs/tiny")
+    overlay = tiny.tiny_overlay(recipe, "runs/tiny-recipes")
     assert set(overlay) <= MAY_DIFFER
     small = recipe_config(recipe, overlay)
     assert script(recipe).build(tiny=True).config == small

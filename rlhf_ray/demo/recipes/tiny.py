@@ -80,6 +80,7 @@ def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         write(aside)
+        aside.chmod(0o755)
         aside.rename(folder)
     except BaseException:
         shutil.rmtree(aside)
