@@ -73,22 +73,26 @@ class JSONClient:
             self._client = None
 
     async def _request(self, method: str, url: str, body: bytes | None, deadline: float) -> Any:
-        clock = asyncio.get_running_loop().time
+        last: _TryAgain | None = None
         for attempt in range(self._section.retries + 1):
+            if last is not None:
+                await self._back_off(last, attempt, deadline)
             try:
                 return await self._attempt(method, url, body, deadline)
             except _TryAgain as trouble:
                 last = trouble
-            wait_s = max(last.wait_s, self._section.backoff_s * 2**attempt * self._random.uniform(0.5, 1.5))
-            if attempt == self._section.retries:
-                break
-            if clock() + wait_s >= deadline:
-                asked = f", and asks to wait {last.wait_s:g} s" if last.wait_s else ""
-                late = f"{last.message}{asked}; the next attempt would pass deadline_s ({self._section.deadline_s:g})"
-                raise RequestFailed("timeout", late)
-            await asyncio.sleep(wait_s)
+        assert last is not None
         attempts = f" ({attempt + 1} attempts)" if attempt else ""
         raise RequestFailed(last.kind, last.message + attempts, answered=last.answered)
+
+    async def _back_off(self, last: _TryAgain, retry: int, deadline: float) -> None:
+        """Wait before the first, second, ... `retry`. Raises RequestFailed when that would pass the deadline."""
+        wait_s = max(last.wait_s, self._section.backoff_s * 2 ** (retry - 1) * self._random.uniform(0.5, 1.5))
+        if asyncio.get_running_loop().time() + wait_s >= deadline:
+            asked = f", and asks to wait {last.wait_s:g} s" if last.wait_s else ""
+            late = f"{last.message}{asked}; the next attempt would pass deadline_s ({self._section.deadline_s:g})"
+            raise RequestFailed("timeout", late)
+        await asyncio.sleep(wait_s)
 
     async def _attempt(self, method: str, url: str, body: bytes | None, deadline: float) -> Any:
         client = self._open()  # before the clock is read: the first time loads certificates

@@ -1,12 +1,13 @@
 """Rewards from an HTTP endpoint of your own. The protocol, one POST per batch of samples:
 
     request   {"samples": [{"prompt": "...", "response": "...", "<column>": ...}, ...]}
-    response  {"rewards": [0.7, null, {"error": "why", "traceback": "optional"}, ...]}
+    response  {"rewards": [0.7, null, {"error": "why", "traceback": "optional"}, {"reward": 1, "parts": {...}}, ...]}
 
 One reward per sample, in their order: a finite number, null where the component does not apply, or an object with
-`error` where this sample has no reward; what becomes of it is decided by the component's `on_failure`. Samples carry
-the columns named in `columns` besides prompt and response. A bearer token (`token_env`) comes in the Authorization
-header. An empty list of samples is a first question whether the endpoint works, to be answered with an empty list.
+`error` where this sample has no reward; what becomes of it is decided by the component's `on_failure`. A reward with
+`parts`, numbers or null by name, has each of them logged beside it. Samples carry the columns named in `columns`
+besides prompt and response. A bearer token (`token_env`) comes in the Authorization header. An empty list of samples
+is a first question whether the endpoint works, to be answered with an empty list.
 
 Statuses: 200 with the above; 400, 413 or 422 for samples that cannot be scored (the batch is halved until only the
 culprits fail); 429 or 503, with Retry-After where known, when busy; 401 or 403 for a wrong token. `rlhf-ray
@@ -84,25 +85,37 @@ class RemoteScorer:
         return [read_reward(reward, seconds) for reward in rewards]
 
 
-def read_reward(reward: object, seconds: float) -> Outcome:
+def read_reward(entry: object, seconds: float) -> Outcome:
     """One entry of `rewards`; `seconds`: what its request took."""
-    if reward is None:
-        return Outcome(seconds=seconds)
-    if isinstance(reward, dict) and isinstance(reward.get("error"), str):
-        failure = CallFailure("raised", f"answered with an error: {reward['error']}", str(reward.get("traceback", "")))
+    if isinstance(entry, dict) and isinstance(entry.get("error"), str):
+        failure = CallFailure("raised", f"answered with an error: {entry['error']}", str(entry.get("traceback", "")))
         return Outcome(failure=failure, seconds=seconds)
-    shown = excerpt(json.dumps(reward, ensure_ascii=False))
-    if not isinstance(reward, (int, float)):
-        message = f'answered {shown}, which is no number, null or {{"error": "..."}}'
-        return Outcome(failure=CallFailure("wrong_type", message), seconds=seconds)
+    reward, parts = entry, {}
+    if isinstance(entry, dict) and "reward" in entry and isinstance(entry.get("parts", {}), dict):
+        reward, parts = entry["reward"], entry.get("parts", {})
     try:
-        value = float(reward)
+        value = _number(reward, "")
+        numbers = {name: _number(part, f" for `{name}`") for name, part in parts.items()}
+    except RequestFailed as wrong:
+        return Outcome(failure=wrong.failure(), seconds=seconds)
+    return Outcome(value=value, seconds=seconds, parts=numbers)
+
+
+def _number(value: object, what: str) -> float | None:
+    """A finite number or None. Raises RequestFailed."""
+    if value is None:
+        return None
+    shown = excerpt(json.dumps(value, ensure_ascii=False))
+    if not isinstance(value, (int, float)):
+        raise RequestFailed("wrong_type", f'answered {shown}{what}, which is no number, null or {{"error": "..."}}')
+    try:
+        number = float(value)
     except OverflowError:
-        value = math.inf
-    if not math.isfinite(value):
-        message = f"answered {shown}; a reward must be finite (null where it does not apply)"
-        return Outcome(failure=CallFailure("not_finite", message), seconds=seconds)
-    return Outcome(value=value, seconds=seconds)
+        number = math.inf
+    if not math.isfinite(number):
+        message = f"answered {shown}{what}; a reward must be finite (null where it does not apply)"
+        raise RequestFailed("not_finite", message)
+    return number
 
 
 def _names(names: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from rlhf_ray.schema import KEY, REWARD_PREFIX
 PATH = "/score"
 MAX_BODY_BYTES = 256 * 2**20
 
-#: A scorer's answer to a table: its column beside the keys, and the failures.
+#: A scorer's answer to a table: its columns beside the keys, and the failures.
 Score = Callable[[pa.Table], tuple[pa.Table, list[RewardFailure]]]
 
 
@@ -59,7 +59,12 @@ class RewardServer(ThreadingHTTPServer):
         if not samples:
             return {"rewards": []}
         scored, failures = self._score(_table(samples, self._columns))
-        rewards = scored.column(self._reward).to_pylist()
+        rewards: list[Any] = scored.column(self._reward).to_pylist()
+        under = f"{self._reward}/"
+        columns = {name.removeprefix(under): name for name in scored.column_names if name.startswith(under)}
+        if columns:
+            parts = scored.select(list(columns.values())).rename_columns(list(columns)).to_pylist()
+            rewards = [{"reward": reward, "parts": part} for reward, part in zip(rewards, parts, strict=True)]
         for failure in failures:
             rewards[failure.prompt_id] = {"error": f"it {failure.message}", "traceback": failure.traceback}
         return {"rewards": rewards}

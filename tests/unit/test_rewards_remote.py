@@ -76,6 +76,21 @@ def test_each_entry_is_read_for_what_it_is() -> None:
     assert len(server.requests) == 1
 
 
+def test_parts_come_beside_their_reward() -> None:
+    entries = [
+        {"reward": 1.5, "parts": {"fluent": 1, "true": None}},
+        {"reward": None, "parts": {}},
+        {"reward": 1.0, "parts": {"fluent": "high"}},
+        {"reward": 1.0, "parts": 3},
+    ]
+    with serve(lambda request: Reply({"rewards": entries})) as server:
+        both, none, wrong_part, no_parts = scorer(server.url).score(table(["r"] * 4))
+    assert (both.value, both.parts) == (1.5, {"fluent": 1.0, "true": None})
+    assert (none.value, none.failure, none.parts) == (None, None, {})
+    assert kinds([wrong_part, no_parts]) == ["wrong_type", "wrong_type"]
+    assert 'answered "high" for `fluent`' in wrong_part.failure.message  # type: ignore[union-attr]
+
+
 def test_requests_run_at_a_time_as_configured() -> None:
     with serve(lambda request: Reply(rewards(request).body, after_s=0.1)) as server:
         scorer(server.url, batch_size=1, concurrency=4).score(table(["r"] * 16))

@@ -22,6 +22,7 @@ def graded(prompt, response, truth):
     if response == "bad": raise ValueError("boom")
     if response == "na": return None
     if response == "nan": return float("nan")
+    if response == "both": return {"fluent": 0.5, "true": None}
     return float(response == truth["text"])
 """
 
@@ -66,6 +67,14 @@ def test_rewards_nulls_and_errors_in_the_order_of_the_samples(server: RewardServ
     assert error["error"] == "it raised ValueError: boom"
     assert "in graded" in error["traceback"]
     assert "must be finite" in not_finite["error"]
+
+
+def test_a_components_parts_are_served_beside_its_reward(server: RewardServer) -> None:
+    _, answer = send(server, {"samples": [sample(r) for r in ("both", "yes", "bad")]})
+    both, number, error = answer["rewards"]
+    assert both == {"reward": 0.5, "parts": {"fluent": 0.5, "true": None}}
+    assert number == {"reward": 1.0, "parts": {"fluent": None, "true": None}}
+    assert list(error) == ["error", "traceback"]
 
 
 def test_the_remote_scorer_gets_what_the_component_gives(server: RewardServer, monkeypatch: pytest.MonkeyPatch) -> None:
