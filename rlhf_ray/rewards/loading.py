@@ -76,7 +76,7 @@ def load_model(section: NeuralRewardSection, device: torch.device) -> tuple[Any,
 
 def context_length(model: Any, tokenizer_limit: int, configured: int | None) -> int:
     """Longest sequence in tokens: what the model has positions for, less if configured."""
-    limits = [tokenizer_limit]
+    limits = [min(tokenizer_limit, 2**31 - 1)]  # 10**30 where it knows none, which truncation cannot take
     if (positions := getattr(model.config, "max_position_embeddings", None)) is not None:
         limits.append(positions)
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]

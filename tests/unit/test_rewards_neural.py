@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ from transformers import (
 )
 
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.rewards.loading import context_length
 from rlhf_ray.rewards.neural import NeuralReward
 from rlhf_ray.schema import SAMPLES
 
@@ -103,6 +105,13 @@ def test_roberta_is_not_given_more_positions_than_it_has(tmp_path: Path) -> None
     RobertaForSequenceClassification(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path, "[CLS] $A [SEP]", pad_token="<s>")
     assert all(map(math.isfinite, values(NeuralReward(section(tmp_path)), samples(4, longest=60))))
+
+
+def test_a_model_that_states_no_context_reads_everything(tmp_path: Path) -> None:
+    model = save_llama(tmp_path)
+    assert context_length(SimpleNamespace(config=SimpleNamespace(), modules=list), 10**30, None) < 2**31
+    assert context_length(SimpleNamespace(config=SimpleNamespace(), modules=list), 10**30, 100) == 100
+    assert context_length(model, 10**30, None) == 64
 
 
 def test_a_long_text_keeps_its_end(tmp_path: Path) -> None:
