@@ -33,6 +33,7 @@ def write_sentiment(folder: Path) -> None:
     write_rows(folder / "prompts.jsonl", islice(rows, PROMPTS))
     texts = list(islice(reviews(SEED + 1), TEXTS))
     tokenizer = train_tokenizer(texts)
+    tokenizer.chat_template = None  # GPT-2 has none
     sequences = [[*tokens, tokenizer.eos_token_id] for tokens in tokenizer(texts)["input_ids"]]
     policy = models.train_policy(models.gpt2_shape(tokenizer), sequences, epochs=4, seed=SEED)
     models.save(folder / "policy", policy, tokenizer)
