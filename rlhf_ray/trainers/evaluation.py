@@ -122,10 +122,9 @@ def mean(values: np.ndarray) -> float:
 
 
 def win_rate(before: Evaluation, after: Evaluation) -> float:
-    """Share of prompts on which `after` has the higher reward; a tie counts half."""
-    both = ~np.isnan(before.reward) & ~np.isnan(after.reward)
-    gain = after.reward[both] - before.reward[both]
-    return float(((gain > 0) + 0.5 * (gain == 0)).mean())
+    """Share of prompts with both rewards on which `after` has the higher one; a tie counts half. NaN without any."""
+    gain = after.reward - before.reward
+    return mean(np.where(np.isnan(gain), np.nan, (gain > 0) + 0.5 * (gain == 0)))
 
 
 def show_samples(console: Console, before: Evaluation, after: Evaluation, count: int) -> None:

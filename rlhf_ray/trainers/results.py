@@ -146,11 +146,12 @@ def _paths(folder: RunFolder) -> dict[str, str | Path]:
 def _table(title: str, labels: tuple[str, ...], rows: Mapping[str, tuple[float, ...]]) -> list[str]:
     header = f"  {title:<{NAME_WIDTH}}" + "".join(f"{label:>{NUMBER_WIDTH}}" for label in labels)
     lines = [header]
-    for number, (name, values) in enumerate(rows.items()):
-        shown = name if number == 0 else f"  {name}"
+    for position, (name, values) in enumerate(rows.items()):
+        shown = name if position == 0 else f"  {name}"
         if len(shown) > NAME_WIDTH:
             shown = shown[: NAME_WIDTH - 3] + "..."
-        cells = "".join(f"{fit(value, NUMBER_WIDTH - 2, 3):>{NUMBER_WIDTH}}" for value in values)
+        numbers = [fit(None if np.isnan(value) else value, NUMBER_WIDTH - 2, 3) for value in values]
+        cells = "".join(f"{number:>{NUMBER_WIDTH}}" for number in numbers)
         lines.append(f"  {shown:<{NAME_WIDTH}}{cells}")
     return lines
 

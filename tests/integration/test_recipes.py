@@ -72,7 +72,7 @@ def test_instruction_following_by_the_script(tmp_path: Path, monkeypatch: pytest
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    short = SHORT | {"ppo.iterations": 2, "sync.lora": "adapter"}
+    short = SHORT | {"ppo.iterations": 2, "sync.lora": "adapter", "learner.dtype": "float32"}
     result = PPOTrainer(script.build(tiny=True).config, training=short, run={"root": str(tmp_path)}).train()
     assert set(result.components) == set(script.build().config.rewards)
     assert all(np.isfinite(curve).all() and len(curve) == 2 for curve in result.components.values())

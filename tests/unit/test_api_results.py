@@ -68,7 +68,7 @@ def test_the_summary_reads_well_at_80_columns(result: PPOResult) -> None:
     assert values["short"] == ["0.250", "0.625", "0.375"]  # the last table is the held-out one
     training = dict(line.split(maxsplit=1) for line in lines[3:7])
     assert training["reward"].split() == ["0.250", "0.750", "0.500"]
-    assert training["short"].split() == ["0.100", "nan", "0.300"]
+    assert training["short"].split() == ["0.100", "-", "0.300"]
     assert training[LONG[:31] + "..."].split() == ["12,345.68"] * 3
     assert "  better than before on 83.3% of 4 prompts" in lines  # two wins and a tie, of three that have both
     assert "  KL from the reference: 1.25 nats per response" in lines
