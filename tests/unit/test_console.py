@@ -255,6 +255,22 @@ def test_everything_else_keeps_within_the_width(width: int) -> None:
         assert expected in text
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_summary_shows_how_the_reward_went_and_why_the_run_ended(width: int) -> None:
+    screen, out = console(width)
+    curve = [0.1, 0.2, 0.45, 0.8, 0.75]
+    facts = {"iterations": 5, "stopped early": "KL 7.12 above 6 nats per response"}
+    screen.summary("Result", {"curve": curve, "best": (4, 0.8), "facts": facts})
+    assert [line.rstrip() for line in out.getvalue().splitlines()[2:]] == [
+        "  reward by iteration  0.100 ▁▂▄█▇ 0.750",
+        "                       best 0.800 in iteration 4, final 0.750",
+        "",
+        "  iterations     5",
+        "  stopped early  KL 7.12 above 6 nats per response",
+        "",
+    ]
+
+
 def test_an_empty_summary_is_only_its_title() -> None:
     screen, out = console(80)
     screen.summary("Result", {})
