@@ -1,6 +1,6 @@
 """Adapter-only syncs on real engines: each family samples from the learner's adapter, and nothing lost goes unseen.
 
-A whole run that syncs adapters is in test_recipes.
+A whole run that syncs adapters is in test_recipe_runs.
 """
 
 import pickle
