@@ -201,4 +201,4 @@ def test_lora_publishes_merged_weights_and_leaves_an_adapter_for_peft(
         adapted = PeftModel.from_pretrained(base, result.policy / "adapter")(tokens).logits
         after = merged(tokens).logits
     assert (after - before).abs().max() > 1e-2
-    torch.testing.assert_close(adapted, after, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(adapted.log_softmax(-1), after.log_softmax(-1), atol=1e-5, rtol=0)

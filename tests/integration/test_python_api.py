@@ -156,20 +156,6 @@ def test_generate_takes_the_policy_in_training_and_evaluate_the_saved_one(
     np.testing.assert_allclose(evaluation.reward, result.after.reward, atol=1e-5)
 
 
-def test_a_second_train_goes_on(trained: tuple[PPOTrainer, PPOResult, Witness]) -> None:
-    trainer, first, witness = trained
-    started = first.before
-    result = trainer.train(max_iterations=3)
-    assert (result.iterations, result.stopped_because) == (3, None)
-    assert result.history[:2] == first.history
-    assert started is not None
-    assert result.before is not None
-    assert result.before.responses == started.responses  # of the run's own start, from its folder
-    np.testing.assert_array_equal(result.before.reward, started.reward)
-    assert witness.hooks[-2:] == ["checkpoint step-000003", "evaluation 3"]
-    assert trainer.normalizer.moments["shape"].count == 3 * 8
-
-
 def greedy_answer(policy: Path, prompt: str) -> str:
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(policy)
