@@ -48,17 +48,17 @@ class Watcher(Callback):
                 ray.kill(ray.get_actor(f"{RUN}/{lost}"))
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ppo")
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path
 
 
 @pytest.fixture(scope="module")
-def everything(ray_local: None, tiny: TinyRuns, root: Path) -> tuple[PPOResult, Watcher]:
+def everything(ray_local: None, tiny: TinyRuns, tmp_path_factory: pytest.TempPathFactory) -> tuple[PPOResult, Watcher]:
     """Two iterations over all 16 prompts with all kinds of actors, failing rewards and lost actors among them."""
     watcher = Watcher()
     config = tiny.ppo(
-        root,
+        tmp_path_factory.mktemp("ppo"),
         RUN,
         "generation.replicas=2",
         "learner.ranks=2",
