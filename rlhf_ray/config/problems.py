@@ -109,6 +109,8 @@ def _tag(cls: type[Section], keys: Keys, detail: dict[str, Any], place: str) -> 
 
 
 def _wrong(keys: Keys, details: list[dict[str, Any]], place: str) -> str:
+    if details[0]["type"] == "value_error":  # raised by a section's own validator, in words that need no frame
+        return f"{'.'.join(keys)}: {details[0]['ctx']['error']}{place}".removeprefix(": ")
     expected = [EXPECTED.get(d["type"], d["msg"]).format(**d.get("ctx", {})) for d in details]
     return f"{'.'.join(keys)}: {_shown(details[0]['input'])}{place} should be {' or '.join(dict.fromkeys(expected))}"
 
