@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
 from workload import Workload
 
 from rlhf_ray.config import PPOConfig
@@ -14,14 +15,9 @@ LIKE_FOR_LIKE: dict[str, Any] = {
     "learner": {"dtype": "float32", "adam_beta2": 0.999, "max_grad_norm": 1e9},
     "critic": {"kind": "separate"},
 }
-#: As configs/cpu_fast.yaml: bfloat16 compute over float32 weights, a value head on the policy's backbone, all
-#: samples in one micro-batch (the update's own first pass then yields the old values), plain attention (in bfloat16 the
-#: fused kernel is the slower one on CPUs).
-RECOMMENDED: dict[str, Any] = {
-    "learner": {"dtype": "bfloat16", "tokens_per_microbatch": 16384},
-    "critic": {"kind": "value_head"},
-    "attention": "eager",
-}
+#: configs/cpu_fast.yaml, with the dtype that it finds on processors that have bfloat16.
+CPU_FAST: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "configs" / "cpu_fast.yaml").read_text())
+RECOMMENDED = CPU_FAST | {"learner": CPU_FAST["learner"] | {"dtype": "bfloat16"}}
 
 RECIPES = {"like-for-like": LIKE_FOR_LIKE, "recommended": RECOMMENDED}
 
@@ -35,7 +31,7 @@ def ppo_config(
     return PPOConfig.model_validate(
         {
             "run": {"root": str(runs), "seed": seed},
-            "model": {"name": str(folder / "model"), "attn_implementation": chosen.get("attention", "sdpa")},
+            "model": {"name": str(folder / "model"), **chosen.get("model", {})},
             "data": {"path": str(folder / "prompts.jsonl"), "chat_template": "none"},
             "rewards": {"vowels": {"type": "function", "function": "workload:vowel_share"}},
             "ppo": {"iterations": iterations, "prompts_per_iteration": workload.samples},

@@ -1,8 +1,8 @@
 """A PPO run: rollouts, rewards, reference, critic, optimisation, weight sync."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.common import (
@@ -73,6 +73,15 @@ class KLSection(Section):
     )
     target: float = Field(6.0, gt=0, description="KL per response, in nats, for the adaptive controller.")
     horizon: int = Field(10000, ge=1, description="Samples over which the adaptive controller reacts.")
+
+    @model_validator(mode="after")
+    def _loss_has_a_gradient(self) -> Self:
+        if self.placement == "loss" and self.estimator == "k1" and self.coef:
+            raise ValueError(
+                "estimator k1 in the loss pulls nowhere (its gradient is zero on average); set kl.estimator=k2 or k3, "
+                "or kl.placement=reward"
+            )
+        return self
 
 
 class PPOSection(Section):

@@ -21,6 +21,7 @@ from rlhf_ray.trainers.ppo import PPOResult, PPOTrainer
 from rlhf_ray.trainers.reward_model import RewardModelTrainer
 from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.sft import SFTTrainer
+from rlhf_ray.trainers.supervised import SupervisedTrainer
 
 #: `--quick`: shows that everything runs, not that it learns.
 QUICK = {
@@ -69,20 +70,14 @@ def _stages(files: DemoFiles, folder: Path, seed: int, quick: bool, console: Con
     sft = overrides(
         "sft", model__name=files.base, data__path=files.demonstrations, data__eval_path=files.demonstrations_eval
     )
-    if SFTTrainer(load_config(SFTConfig, [_packaged("sft")], sft), console=console).train().interrupted:
-        raise KeyboardInterrupt
+    _run_through(SFTTrainer(load_config(SFTConfig, [_packaged("sft")], sft), console=console))
     reward = overrides(
         "reward",
         model__name=folder / "sft" / "policy",
         data__path=files.preferences,
         data__eval_path=files.preferences_eval,
     )
-    if (
-        RewardModelTrainer(load_config(RewardModelConfig, [_packaged("reward")], reward), console=console)
-        .train()
-        .interrupted
-    ):
-        raise KeyboardInterrupt
+    _run_through(RewardModelTrainer(load_config(RewardModelConfig, [_packaged("reward")], reward), console=console))
     ppo = overrides(
         "ppo",
         model__name=folder / "sft" / "policy",
@@ -91,6 +86,12 @@ def _stages(files: DemoFiles, folder: Path, seed: int, quick: bool, console: Con
         rewards__quality__model=folder / "reward" / "policy",
     )
     return PPOTrainer(load_config(PPOConfig, [_packaged("ppo")], ppo), console=console).train()
+
+
+def _run_through(trainer: SupervisedTrainer) -> None:
+    """Train; a stage that Ctrl-C ended early ends the demo."""
+    if trainer.train().interrupted:
+        raise KeyboardInterrupt
 
 
 def _packaged(stage: str) -> Path:

@@ -34,11 +34,6 @@ from rlhf_ray.weights.publish import WeightSync, choose_transport
 def check_before_start(config: PPOConfig) -> PreTrainedTokenizerBase:
     """Everything that can be found wrong without an actor; returns the policy's tokenizer."""
     ppo_arithmetic(config)
-    if config.kl.placement == "loss" and config.kl.estimator == "k1" and config.kl.coef:
-        raise ConfigError(
-            "kl.estimator: k1 in the loss pulls nowhere (its gradient is zero on average); set kl.estimator=k2 or k3, "
-            "or kl.placement=reward"
-        )
     generator_logprobs_serve(config)  # refuses ppo.old_logprobs=generator where it would be biased
     check_model(config.model.name, config.model.revision)
     if config.reference.model:

@@ -4,11 +4,9 @@ Four observations. Neither a lost tensor nor a stale copy passes them, however s
 
 1. *Consumed.* The digest of every tensor that `load_weights` pulled from its iterator, taken at that moment.
 2. *Complete.* vLLM's layerwise reload counts the elements written into each layer. A layer that is still waiting for
-some
-   when the update ends has not received all of its parameters.
+   some when the update ends has not received all of its parameters.
 3. *Repacked.* vLLM on CPU computes with prepacked copies of the weights (`cpu_linear`): each must have been rebuilt.
-The
-   copy of a tied output head is not, in vLLM 0.32 (the reload finds nothing to load there), so that is done here.
+   The copy of a tied output head is not, in vLLM 0.32 (the reload finds nothing to load there): that is done here.
 4. *Held.* What the engine keeps as it was sent (embeddings, norms) is read back and its digest compared.
 """
 

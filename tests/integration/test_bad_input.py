@@ -1,7 +1,6 @@
-"""Bad input at the command line: exit code 2, a message that says what to do, in seconds, before any actor starts."""
+"""Bad input at the command line: exit code 2, a message that says what to do, before any actor starts."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +61,7 @@ BAD = {
     "biased old log-probs": (
         "ppo", ["ppo.old_logprobs=generator", "generation.temperature=0.7"], ["ppo.old_logprobs", "temperature"],
     ),
+    "KL loss without a gradient": ("ppo", ["kl.placement=loss"], ["kl: estimator k1 in the loss pulls nowhere"]),
     "no reward enabled": ("ppo", ["rewards.short.enabled=false"], ["No reward component is enabled"]),
 }  # fmt: skip
 
@@ -88,14 +88,12 @@ def run(stage: str, data: Path, root: Path, *overrides: str) -> Result:
 @pytest.mark.parametrize("case", BAD)
 def test_refused_before_a_run_folder_exists(case: str, data: Path, tmp_path: Path) -> None:
     stage, overrides, words = BAD[case]
-    started = time.monotonic()
     result = run(stage, data, tmp_path, *(override.format(data=data) for override in overrides))
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.stderr
     assert [word for word in words if word not in " ".join(result.stderr.split())] == [], result.stderr
     assert list(tmp_path.iterdir()) == []  # made before Ray is joined, so there is no actor either
-    assert time.monotonic() - started < 30  # seconds; the first case imports torch and transformers
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.config.load import load_config
+from rlhf_ray.models.reward_stats import RewardStats
 
 PROMPTS = 16
 
@@ -101,5 +102,5 @@ def _save_reward_model(folder: Path) -> str:
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
-    (folder / "rlhf_ray_reward.json").write_text(json.dumps({"mean": 0.1, "std": 0.7}))
+    RewardStats(mean=0.1, std=0.7).save(folder)
     return str(folder)

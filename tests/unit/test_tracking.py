@@ -71,8 +71,8 @@ def test_a_tracker_that_is_not_installed_names_its_extra(
     section: dict[str, str],
     extra: str,
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setitem(sys.modules, f"{module}.entities", None)
+    for part in {module, *(name for name in sys.modules if name.startswith(f"{module}."))}:
+        monkeypatch.setitem(sys.modules, part, None)
     with pytest.raises(ConfigError) as caught:
         make_trackers(TrackingSection.model_validate(section), tmp_path, config)
     assert extra in str(caught.value)
