@@ -24,7 +24,7 @@ PROMPTS = pa.schema(
 MESSAGES_COLUMN = "messages"
 MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 
-#: Demonstrations for SFT: `tokens` is prompt + response, and the loss covers tokens[prompt_length:].
+#: Demonstrations for SFT: `tokens` is prompt + response, and tokens[prompt_length:] is what the last answer says.
 DEMONSTRATIONS = pa.schema(
     [
         pa.field("tokens", pa.list_(pa.int32()), nullable=False),
@@ -32,11 +32,17 @@ DEMONSTRATIONS = pa.schema(
     ]
 )
 
-#: Preference pairs for the reward model, whole conversations as tokens.
+#: Column that follows where every answer of a conversation is to be learnt: 1 on the assistant's tokens, else 0, [tokens].
+LOSS_MASK_COLUMN = "loss_mask"
+LOSS_MASK = pa.list_(pa.int8())
+
+#: Preference pairs, whole conversations as tokens; the first `prompt_length` tokens of both are the same prompt.
 PREFERENCES = pa.schema(
     [
         pa.field("chosen_tokens", pa.list_(pa.int32()), nullable=False),
         pa.field("rejected_tokens", pa.list_(pa.int32()), nullable=False),
+        pa.field("prompt_length", pa.int32(), nullable=False),
+        pa.field("margin", pa.float32()),  # how much better the chosen one was judged; null: not said
     ]
 )
 

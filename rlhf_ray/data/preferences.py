@@ -49,6 +49,7 @@ def load_preferences(
         {
             "chosen_tokens": [start + chosen[row] for start, row in zip(starts, fitted.kept, strict=True)],
             "rejected_tokens": [start + rejected[row] for start, row in zip(starts, fitted.kept, strict=True)],
+            "prompt_length": [len(start) for start in starts],
         },
         schema=schema.PREFERENCES,
     )
