@@ -50,6 +50,8 @@ def load_preferences(
             "chosen_tokens": [start + chosen[row] for start, row in zip(starts, fitted.kept, strict=True)],
             "rejected_tokens": [start + rejected[row] for start, row in zip(starts, fitted.kept, strict=True)],
             "prompt_length": [len(start) for start in starts],
+            "margin": [None] * len(starts),
+            "prompt_length": [len(start) for start in starts],
         },
         schema=schema.PREFERENCES,
     )
