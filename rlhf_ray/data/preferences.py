@@ -51,7 +51,6 @@ def load_preferences(
             "rejected_tokens": [start + rejected[row] for start, row in zip(starts, fitted.kept, strict=True)],
             "prompt_length": [len(start) for start in starts],
             "margin": [None] * len(starts),
-            "prompt_length": [len(start) for start in starts],
         },
         schema=schema.PREFERENCES,
     )
