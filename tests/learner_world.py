@@ -133,8 +133,10 @@ def demonstrations(seed: int, rows: int) -> pa.Table:
 def preferences(seed: int, rows: int) -> pa.Table:
     random = np.random.default_rng(seed)
     sides = [[random.integers(3, VOCABULARY, random.integers(2, 20)) for _ in range(rows)] for _ in range(2)]
-    names = ("chosen_tokens", "rejected_tokens")
-    return pa.table({name: pa.array(side, pa.list_(pa.int32())) for name, side in zip(names, sides, strict=True)})
+    shared = [int(random.integers(1, min(len(one), len(other)))) for one, other in zip(*sides, strict=True)]
+    chosen, rejected = (pa.array(side, pa.list_(pa.int32())) for side in sides)
+    columns = {"chosen_tokens": chosen, "rejected_tokens": rejected, "prompt_length": pa.array(shared, pa.int32())}
+    return pa.table(columns)
 
 
 def weights(learner: LearnerRank) -> Tensors:
