@@ -12,6 +12,9 @@ from rlhf_ray.learner.trainable import Trainable
 from rlhf_ray.models.lora import adapter_tensors, merged_tensors, peft_config
 from rlhf_ray.models.reward_stats import RewardStats
 
+#: Of a reward model, which is trained beside its adapter and therefore belongs to it.
+SCORE_HEAD = "score."
+
 
 def save_model(
     folder: Path,
@@ -31,6 +34,7 @@ def save_model(
     adapter = adapter_tensors(model) if lora is not None else {}
     if not first:
         return
+    adapter |= {f"base_model.model.{name}": weights[name] for name in weights if name.startswith(SCORE_HEAD)}
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     if lora is not None:
@@ -40,13 +44,15 @@ def save_model(
 
 
 def _save_adapter(folder: Path, adapter: dict[str, torch.Tensor], lora: LoraSection, model: PreTrainedModel) -> None:
-    """The adapter in peft's own format."""
+    """The adapter in peft's own format; a reward model's with its score head."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: tensor.cpu().contiguous() for name, tensor in adapter.items()}, folder / "adapter_model.safetensors"
     )
-    targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in adapter})
+    targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in adapter if ".lora_" in name})
     config = peft_config(lora.model_copy(update={"target_modules": targets}))
+    if hasattr(model, "score"):
+        config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
     config.base_model_name_or_path = model.config.name_or_path
     config.fan_in_fan_out = any(
         getattr(m, "fan_in_fan_out", False) for m in model.modules() if isinstance(m, LoraLayer)
