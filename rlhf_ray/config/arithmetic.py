@@ -6,6 +6,7 @@
 import math
 from dataclasses import dataclass
 
+from rlhf_ray.config.algorithm import check_algorithm
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.errors import ConfigError
 
@@ -31,7 +32,7 @@ class Arithmetic:
 
     @property
     def optimiser_steps_per_iteration(self) -> int:
-        """At most: a target_kl may end an iteration's epochs early."""
+        """At most: a target_kl may end an iteration's epochs early, dynamic sampling may find fewer samples."""
         return self.minibatches_per_epoch * self.ppo_epochs
 
     @property
@@ -71,8 +72,10 @@ def ppo_arithmetic(config: PPOConfig, prompts: int | None = None) -> Arithmetic:
     """The arithmetic of a run over `prompts` prompts (None: not known yet).
 
     Raises:
-        ConfigError: the run has no length or two, a batch does not divide, or there are fewer items than must be drawn.
+        ConfigError: the run has no length or two, a batch does not divide, or there are fewer items than must be drawn;
+            or the algorithm's keys contradict each other (`check_algorithm`).
     """
+    check_algorithm(config)
     ppo = config.ppo
     samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
     minibatch = ppo.samples_per_minibatch or samples

@@ -17,6 +17,8 @@ from rlhf_ray.config.common import (
 from rlhf_ray.config.data import PromptDataSection
 from rlhf_ray.config.rewards import ReducerSection, RewardComponent
 
+Advantage = Literal["gae", "grpo", "grpo_no_std", "rloo", "reinforce_pp", "reinforce_pp_baseline", "dr_grpo"]
+
 
 class GenerationSection(Section):
     """The rollout generator: one vLLM engine per replica."""
@@ -50,9 +52,10 @@ class ReferenceSection(Section):
 class CriticSection(Section):
     """The value function."""
 
-    kind: Literal["auto", "separate", "value_head"] = Field(
+    kind: Literal["auto", "separate", "value_head", "none"] = Field(
         "auto",
-        description="Own network, or a head on the policy's backbone; auto: value_head with LoRA, else separate.",
+        description="Own network, or a head on the policy's backbone; auto: value_head with LoRA, else separate, and "
+        "none where ppo.advantage does without.",
     )
     init_from: str | None = Field(
         None,
@@ -66,6 +69,9 @@ class KLSection(Section):
     """The penalty for leaving the reference."""
 
     coef: float = Field(0.05, ge=0, description="Initial coefficient of the penalty.")
+    warmup_iterations: int = Field(
+        0, ge=0, description="First iterations, over which the coefficient rises linearly from 0."
+    )
     estimator: Literal["k1", "k2", "k3"] = Field("k1", description="Per-token estimator (Schulman 2020).")
     placement: Literal["reward", "loss"] = Field("reward", description="Subtract from the reward, or add to the loss.")
     controller: Literal["fixed", "adaptive"] = Field(
@@ -84,6 +90,20 @@ class KLSection(Section):
         return self
 
 
+class OverlongSection(Section):
+    """A soft penalty for responses near max_new_tokens (DAPO, Yu et al. 2025, eq. 13)."""
+
+    buffer_tokens: int = Field(0, ge=0, description="The penalty begins so many tokens below max_new_tokens; 0: none.")
+    penalty: float = Field(1.0, ge=0, description="Subtracted at max_new_tokens; within the buffer linearly less.")
+
+
+class DynamicSamplingSection(Section):
+    """Train only on prompts whose responses differ in reward (DAPO, Yu et al. 2025, sec. 3.2)."""
+
+    enabled: bool = Field(False, description="Drop prompts without a signal, and draw others in their place.")
+    max_rounds: int = Field(4, ge=1, le=100, description="Rounds of sampling per iteration, the first one included.")
+
+
 class PPOSection(Section):
     """The algorithm and its batch arithmetic."""
 
@@ -95,13 +115,37 @@ class PPOSection(Section):
         None, ge=1, description="Samples per optimiser step over all ranks; default: all of the iteration."
     )
     ppo_epochs: int = Field(1, ge=1, le=100, description="Passes over each iteration's samples.")
-    gamma: float = Field(1.0, ge=0, le=1, description="Discount per token.")
+    advantage: Advantage = Field(
+        "gae",
+        description="Estimator: gae has a critic; the others need none, and but for reinforce_pp several samples "
+        "per prompt.",
+    )
+    gamma: float = Field(1.0, ge=0, le=1, description="Discount per token (gae, reinforce_pp).")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="Lambda of generalised advantage estimation.")
-    clip_range: float = Field(0.2, gt=0, description="Clip of the probability ratio.")
+    ratio: Literal["token", "sequence"] = Field(
+        "token", description="Probability ratio of each token, or of the whole response per token (GSPO)."
+    )
+    clip_range: float = Field(0.2, gt=0, description="Clip of the probability ratio (GSPO: about 3e-4).")
+    clip_range_high: float | None = Field(
+        None, gt=0, description="Upper clip where it differs (clip-higher, DAPO: 0.28); default: clip_range."
+    )
+    dual_clip: float | None = Field(
+        None, gt=1, description="Largest ratio that counts against a bad token (Ye et al. 2020: 3); null: none."
+    )
+    loss_average: Literal["auto", "token", "sequence", "constant"] = Field(
+        "auto",
+        description="Mean over tokens; over responses of their token means; or over responses of their token sums per "
+        "max_new_tokens. auto: as the estimator was published.",
+    )
+    tis_cap: float | None = Field(
+        None, gt=0, description="Weigh tokens by learner / generator probability, at most this; null: not."
+    )
     value_clip_range: float | None = Field(0.2, gt=0, description="Clip of the value's move; null: none.")
     value_loss_coef: float = Field(0.5, ge=0, description="Weight of the value loss (shared backbone).")
     entropy_coef: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
-    whiten_advantages: bool = Field(True, description="Mean 0 and std 1 over all response tokens of the iteration.")
+    whiten_advantages: bool | None = Field(
+        None, description="Mean 0 and std 1 over all response tokens of the iteration; default: as the estimator does."
+    )
     reward_clip: float | None = Field(None, gt=0, description="Clip the composed reward to [-c, c].")
     target_kl: float | None = Field(
         None, gt=0, description="Stop the PPO epochs when the policy moved this far (nats/token)."
@@ -110,6 +154,12 @@ class PPOSection(Section):
         "auto", description="Whose log-probs are the old ones; auto: generator where the audit can vouch for them."
     )
     missing_eos_penalty: float = Field(0.0, ge=0, description="Subtracted from samples cut at max_new_tokens.")
+    overlong: OverlongSection = Field(
+        default_factory=OverlongSection, description="A soft penalty for responses near max_new_tokens."
+    )
+    dynamic_sampling: DynamicSamplingSection = Field(
+        default_factory=DynamicSamplingSection, description="Train only on prompts whose responses differ in reward."
+    )
 
 
 class SyncSection(Section):
