@@ -45,9 +45,10 @@ if TYPE_CHECKING:
     from rlhf_ray.trainers.evaluation import Evaluation
     from rlhf_ray.trainers.ppo import PPOTrainer
     from rlhf_ray.trainers.results import PPOResult
-    from rlhf_ray.trainers.reward_model import RewardModelTrainer
+    from rlhf_ray.trainers.reward_model import RewardTrainer
     from rlhf_ray.trainers.rlhf import RLHFTrainer
     from rlhf_ray.trainers.sft import SFTTrainer
+    from rlhf_ray.trainers.stage_result import StageResult
 
 #: Exported name -> module, or module:name where it is called otherwise there.
 _EXPORTS = {
@@ -76,12 +77,13 @@ _EXPORTS = {
     "RewardComposer": "rewards.composer",
     "RewardEnsemble": "rewards.terms",
     "RewardModelConfig": "config",
-    "RewardModelTrainer": "trainers.reward_model",
     "RewardPlateauStop": "trainers.callbacks_builtin",
+    "RewardTrainer": "trainers.reward_model",
     "RunConfig": "config.common:RunSection",
     "SFTConfig": "config",
     "SFTTrainer": "trainers.sft",
     "SampleTable": "trainers.callbacks_builtin",
+    "StageResult": "trainers.stage_result",
     "TensorBoardCallback": "trainers.callbacks_builtin",
     "TrainingConfig": "config.training",
     "WandbCallback": "trainers.callbacks_builtin",

@@ -75,9 +75,9 @@ def reward(files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | N
     rlhf-ray reward --resume runs/reward-20260101-120000
     """
     config = _load("reward", files, overrides, resume)
-    from rlhf_ray.trainers.reward_model import RewardModelTrainer
+    from rlhf_ray.trainers.reward_model import RewardTrainer
 
-    RewardModelTrainer(config, resume=resume).train()
+    RewardTrainer(config, resume=resume).train()
 
 
 @click.command()

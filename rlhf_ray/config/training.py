@@ -1,11 +1,13 @@
-"""The options of a PPO run that people change most, flat, for Python; the configuration's sections hold all of them."""
+"""The options of a run that people change most, flat, for Python; the configuration's sections hold all of them."""
 
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from rlhf_ray.config.base import Section
 from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.tree import all_keys
 from rlhf_ray.errors import ConfigError
 
 
@@ -18,8 +20,9 @@ def _at(key: str) -> Any:
 class TrainingConfig:
     """Short names for dotted keys of `PPOConfig`, where each has its meaning, bounds and default.
 
-    `PPOTrainer(training=...)` also takes a dict with these names, or with any dotted key:
-    `{"learning_rate": 1e-5, "critic.warmup_iterations": 2}`.
+    Every trainer's `training` also takes a dict of such names, or of any dotted key:
+    `{"learning_rate": 1e-5, "critic.warmup_iterations": 2}`. Other stages have those of these options whose keys they
+    have, and the fields of their own section: `SFTTrainer(training={"epochs": 2, "packing": True})`.
     """
 
     iterations: int | None = _at("ppo.iterations")
@@ -57,16 +60,29 @@ class TrainingConfig:
 KEYS: dict[str, str] = {option.name: option.metadata["key"] for option in fields(TrainingConfig)}
 
 
-def training_settings(training: TrainingConfig | Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each option that is set, by the name it was given, as nested keys of the configuration.
+def short_names(cls: type[Section], stage: str) -> dict[str, str]:
+    """The options of configurations of type `cls`: name -> dotted key; `stage` is the stage's own section.
+
+    These are the fields of that section, and the names above whose keys the configuration has.
+    """
+    keys = [".".join(path) for path in all_keys(cls)]
+    own = {key.removeprefix(f"{stage}."): key for key in keys if key.count(".") == 1 and key.startswith(f"{stage}.")}
+    return own | {name: key for name, key in KEYS.items() if key in keys}
+
+
+def training_settings(
+    training: TrainingConfig | Mapping[str, Any], cls: type[Section] = PPOConfig, stage: str = "ppo"
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each option that is set, by the name it was given, as nested keys of a configuration of type `cls`.
 
     Raises:
         ConfigError: a name is neither an option nor starts with a section of the configuration.
     """
+    names = short_names(cls, stage)
     for name, value in _given(training).items():
-        path = KEYS.get(name, name).split(".")
-        if path[0] not in PPOConfig.model_fields:
-            raise ConfigError(f"training: unknown option {name!r}{_nearest(name)}")
+        path = names.get(name, name).split(".")
+        if path[0] not in cls.model_fields:
+            raise ConfigError(f"training: unknown option {name!r}{_nearest(name, names)}")
         for key in reversed(path):
             value = {key: value}
         yield name, value
@@ -80,6 +96,7 @@ def _given(training: TrainingConfig | Mapping[str, Any]) -> Mapping[str, Any]:
     raise ConfigError(f"training: got {training!r}, expected a TrainingConfig or a dict of options")
 
 
-def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.6)
-    return f" (did you mean {near[0]}?)" if near else f"; there are {', '.join(KEYS)}, and dotted keys like ppo.gamma"
+def _nearest(name: str, names: Mapping[str, str]) -> str:
+    if near := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
+        return f" (did you mean {near[0]}?)"
+    return f"; there are {', '.join(names)}, and dotted keys like learner.adam_beta2"

@@ -18,7 +18,7 @@ from rlhf_ray.config.load import load_config
 from rlhf_ray.demo.prepare import DemoFiles, prepare
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.ppo import PPOResult, PPOTrainer
-from rlhf_ray.trainers.reward_model import RewardModelTrainer
+from rlhf_ray.trainers.reward_model import RewardTrainer
 from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.sft import SFTTrainer
 from rlhf_ray.trainers.supervised import SupervisedTrainer
@@ -77,7 +77,7 @@ def _stages(files: DemoFiles, folder: Path, seed: int, quick: bool, console: Con
         data__path=files.preferences,
         data__eval_path=files.preferences_eval,
     )
-    _run_through(RewardModelTrainer(load_config(RewardModelConfig, [_packaged("reward")], reward), console=console))
+    _run_through(RewardTrainer(load_config(RewardModelConfig, [_packaged("reward")], reward), console=console))
     ppo = overrides(
         "ppo",
         model__name=folder / "sft" / "policy",

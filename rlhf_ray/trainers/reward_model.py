@@ -19,10 +19,11 @@ from rlhf_ray.models.reward_stats import RewardStats
 from rlhf_ray.trainers.supervised import SupervisedTrainer
 
 
-class RewardModelTrainer(SupervisedTrainer):
+class RewardTrainer(SupervisedTrainer):
     """Bradley-Terry loss on chosen against rejected responses."""
 
     stage, title = "reward", "Reward model"
+    config_class = RewardModelConfig
     config: RewardModelConfig
 
     def load(self, tokenizer: PreTrainedTokenizerBase, path: str | None = None) -> Loaded:
@@ -30,12 +31,6 @@ class RewardModelTrainer(SupervisedTrainer):
 
     def rows_per_step(self) -> int:
         return self.config.reward.pairs_per_step
-
-    def epochs(self) -> int:
-        return self.config.reward.epochs
-
-    def eval_every(self) -> int:
-        return self.config.reward.eval_every
 
     def start_objective(self, learner: LearnerRanks, table: Any, eval_table: Any) -> None:
         learner.call("preparing the data", "start_pairwise", table, eval_table)

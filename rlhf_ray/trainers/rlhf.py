@@ -21,10 +21,10 @@ from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.callbacks import Callback
 from rlhf_ray.trainers.ppo import PPOTrainer
 from rlhf_ray.trainers.results import PPOResult
-from rlhf_ray.trainers.reward_model import RewardModelTrainer
+from rlhf_ray.trainers.reward_model import RewardTrainer
 from rlhf_ray.trainers.run_folder import CONFIG_FILE
 from rlhf_ray.trainers.sft import SFTTrainer
-from rlhf_ray.trainers.supervised import StageResult
+from rlhf_ray.trainers.stage_result import StageResult
 
 AnySection = TypeVar("AnySection", bound=Section)
 Result = StageResult | PPOResult
@@ -77,7 +77,7 @@ class RLHFTrainer:
     def train_reward_model(self) -> StageResult:
         """Train the reward model on the preferences."""
         config = self._stage("reward_model", self.config.reward_model)
-        return RewardModelTrainer(config, resume=self._resume("reward_model"), console=self.console).train()
+        return RewardTrainer(config, resume=self._resume("reward_model"), console=self.console).train()
 
     def train_ppo(self) -> PPOResult:
         """Train the policy towards the rewards."""

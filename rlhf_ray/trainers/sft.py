@@ -21,6 +21,7 @@ class SFTTrainer(SupervisedTrainer):
     """Cross-entropy on the responses of demonstrations."""
 
     stage, title = "sft", "Supervised fine-tuning"
+    config_class = SFTConfig
     config: SFTConfig
 
     def load(self, tokenizer: PreTrainedTokenizerBase, path: str | None = None) -> Loaded:
@@ -31,12 +32,6 @@ class SFTTrainer(SupervisedTrainer):
 
     def rows_per_step(self) -> int:
         return self.config.sft.samples_per_step
-
-    def epochs(self) -> int:
-        return self.config.sft.epochs
-
-    def eval_every(self) -> int:
-        return self.config.sft.eval_every
 
     def start_objective(self, learner: LearnerRanks, table: Any, eval_table: Any) -> None:
         learner.call("preparing the data", "start_sft", table, eval_table)

@@ -1,4 +1,4 @@
-"""The loop that SFT and reward modelling share: ordered rows in, optimiser steps, evaluation, checkpoints, an export.
+"""The loop that the supervised stages share: ordered rows in, optimiser steps, evaluation, checkpoints, an export.
 
 for step in range(total):
     rows = draw(...)              # a function of (seed, epoch)
@@ -9,54 +9,72 @@ for step in range(total):
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.actors.learner_group import LearnerRanks
-from rlhf_ray.config import RewardModelConfig, SFTConfig
+from rlhf_ray.config.base import Section
 from rlhf_ray.data.order import draw
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.hub import check_model, load_tokenizer
 from rlhf_ray.tracking.console import Console
+from rlhf_ray.trainers.build_supervised import build_supervised
 from rlhf_ray.trainers.callbacks import Callback, Callbacks, StopRequests
 from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.session import Session, learner_needs, put
-
-
-@dataclass
-class StageResult:
-    """What a stage left behind."""
-
-    model: Path
-    folder: Path
-    steps: int
-    interrupted: bool = False  # by Ctrl-C, after `steps`
-    stopped_because: str | None = None  # what a callback said that requested the stop, after `steps`
-    history: list[dict[str, float]] = field(default_factory=list)
-    before: dict[str, float] = field(default_factory=dict)  # evaluation of the start
-    after: dict[str, float] = field(default_factory=dict)  # evaluation of the end
+from rlhf_ray.trainers.stage_result import StageResult
 
 
 class SupervisedTrainer(StopRequests, ABC):
     """A stage of optimiser steps over a fixed table; subclasses say which data, which objective, what to show."""
 
-    stage: ClassVar[str]
+    stage: ClassVar[str]  # also the name of the configuration's own section
     title: ClassVar[str]
+    config_class: ClassVar[type[Section]]
+    config: Any
     folder: RunFolder  # this and the next one: of the run in progress
     total_iterations: int
 
     def __init__(
         self,
-        config: Any,
+        model: Any = None,
         *,
+        data: Any = None,
+        lora: Any = None,
+        training: Any = None,
+        run: Any = None,
         resume: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
         console: Console | None = None,
     ) -> None:
-        self.config: SFTConfig | RewardModelConfig = config
+        """Either a configuration alone, or parts of one in Python; both give the same validated `config`.
+
+        Args:
+            model: hub name or folder of a causal language model; or a configuration, changed by the other arguments.
+            data: path or hub name, a list of rows, a `datasets.Dataset`, an Arrow table, or the section `data` (also
+                as a dict), in whose `path` and `eval_path` any of these may stand.
+            lora: a `LoraConfig` (ours or peft's), or a dict of its fields.
+            training: a dict of options: fields of the stage's own section, options of a `TrainingConfig` that the
+                stage has, and dotted keys of the configuration; or a `TrainingConfig`.
+            run: the section `run`, a dict of its keys, or the run's name.
+            resume: folder of an earlier run that is to go on from its last checkpoint.
+
+        Raises:
+            ConfigError: an argument, key or value is wrong; the message names it.
+        """
+        self.config = build_supervised(
+            type(self).__name__,
+            self.config_class,
+            self.stage,
+            model,
+            data=data,
+            lora=lora,
+            training=training,
+            run=run,
+            resume=resume,
+        )
         self.resume, self.callbacks, self.console = resume, Callbacks(callbacks), console or Console()
 
     # -- what a stage is ---------------------------------------------------------------------------------------------
@@ -69,17 +87,17 @@ class SupervisedTrainer(StopRequests, ABC):
     def rows_per_step(self) -> int: ...
 
     @abstractmethod
-    def epochs(self) -> int: ...
-
-    @abstractmethod
-    def eval_every(self) -> int: ...
-
-    @abstractmethod
     def start_objective(self, learner: LearnerRanks, table: Any, eval_table: Any) -> None: ...
 
     @abstractmethod
     def show(self, metrics: dict[str, float]) -> dict[str, float]:
         """The metrics worth a place on the console, by short name."""
+
+    def epochs(self) -> int:
+        return int(getattr(self.config, self.stage).epochs)
+
+    def eval_every(self) -> int:
+        return int(getattr(self.config, self.stage).eval_every)
 
     def export(self, learner: LearnerRanks, folder: Path) -> None:
         learner.export(folder)

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.callbacks import Callback
-from rlhf_ray.trainers.reward_model import RewardModelTrainer
+from rlhf_ray.trainers.reward_model import RewardTrainer
 from rlhf_ray.trainers.sft import SFTTrainer
-from rlhf_ray.trainers.supervised import StageResult
+from rlhf_ray.trainers.stage_result import StageResult
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -71,7 +71,7 @@ def sft(ray_local: None, tiny: TinyRuns, root: Path) -> StageResult:
 @pytest.fixture(scope="module")
 def reward(ray_local: None, tiny: TinyRuns, root: Path) -> StageResult:
     """A reward model after 16 steps that nothing interrupts."""
-    return RewardModelTrainer(tiny.reward_model(root, "reward")).train()
+    return RewardTrainer(tiny.reward_model(root, "reward")).train()
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -144,9 +144,9 @@ def test_an_interrupted_sft_resumes_bit_for_bit_past_a_damaged_checkpoint(
 
 def test_two_ranks_give_the_weights_of_one_also_when_resumed(reward: StageResult, tiny: TinyRuns, root: Path) -> None:
     config = tiny.reward_model(root, "two-ranks", "learner.ranks=2")
-    stopped = RewardModelTrainer(config, callbacks=[StopAfter(8)]).train()
+    stopped = RewardTrainer(config, callbacks=[StopAfter(8)]).train()
     assert (stopped.steps, stopped.stopped_because, stopped.interrupted) == (8, "enough", False)
-    resumed = RewardModelTrainer(config, resume=root / "two-ranks").train()
+    resumed = RewardTrainer(config, resume=root / "two-ranks").train()
     one, two = weights(reward), weights(resumed)
     assert one.keys() == two.keys()
     worst = max((one[name] - two[name]).abs().max().item() for name in one)

@@ -6,7 +6,7 @@ import pytest
 from data_rows import plain_tokenizer, user
 
 from rlhf_ray.config.data import PromptDataSection
-from rlhf_ray.data.memory import save_prompts
+from rlhf_ray.data.memory import DEMONSTRATIONS, PREFERENCES, save_prompts, save_rows
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.sources import load_table
 from rlhf_ray.errors import DataError
@@ -31,6 +31,20 @@ def test_strings_and_conversations_become_the_prompt_column(tmp_path):
     table = load_prompts(PromptDataSection(path=str(path)), plain_tokenizer(), 99).table
     assert table["prompt"].to_pylist() == ["abc", "de"]
     assert load_table(str(save_prompts([[user("a")]], tmp_path))).to_pylist() == [{"prompt": [user("a")]}]
+
+
+def test_demonstrations_and_preferences_have_columns_of_their_own(tmp_path):
+    whole = save_rows(["one text"], tmp_path, DEMONSTRATIONS)
+    assert whole.name.startswith("demonstrations-")
+    assert load_table(str(whole)).to_pylist() == [{"text": "one text"}]
+    chat = [user("a"), {"role": "assistant", "content": "b"}]
+    assert load_table(str(save_rows([chat], tmp_path, DEMONSTRATIONS))).to_pylist() == [{"messages": chat}]
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    assert load_table(str(save_rows(pairs, tmp_path, PREFERENCES))).to_pylist() == pairs
+    with pytest.raises(DataError, match=r"preference 0 \(the first is 0\): holds a string"):
+        save_rows(["a"], tmp_path, PREFERENCES)
+    with pytest.raises(DataError, match=r"Preferences must be a list of rows \(dicts\)"):
+        save_rows("pairs.jsonl", tmp_path, PREFERENCES)
 
 
 def test_other_prompts_are_another_file(tmp_path):
