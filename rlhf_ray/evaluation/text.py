@@ -11,8 +11,8 @@ from rlhf_ray.evaluation.estimates import Estimate, share_of
 Measures = dict[str, Estimate | None]
 
 
-def lengths(tokens: np.ndarray, truncated: np.ndarray) -> Measures:
-    """Of responses: int tokens [responses], bool truncated [responses] (ended by the limit, not by the model)."""
+def lengths(responses: Sequence[str], tokens: np.ndarray, truncated: np.ndarray) -> Measures:
+    """Of responses: their texts, int tokens [responses], bool truncated [responses] (ended by the limit)."""
     if not tokens.size:
         return {}
     middle, late = np.quantile(tokens, [0.5, 0.95])
@@ -21,7 +21,7 @@ def lengths(tokens: np.ndarray, truncated: np.ndarray) -> Measures:
         "length/median": Estimate(float(middle), count=tokens.size),
         "length/p95": Estimate(float(late), count=tokens.size),
         "length/truncated": share_of(truncated),
-        "length/empty": share_of(tokens == 0),
+        "length/empty": share_of(np.array([not response.strip() for response in responses], bool)),
     }
 
 

@@ -35,9 +35,11 @@ MESSAGES = "messages"  # the column with the conversation that a prompt was rend
 class JudgeScorer:
     """One judge. Raises ConfigError for a rubric that cannot be read or filled in, or an absent token."""
 
-    def __init__(self, name: str, section: JudgeRewardSection, columns: Sequence[str]) -> None:
-        """`columns`: names of the sample table's columns."""
-        self._where, self._section = f"rewards.{name}", section
+    def __init__(
+        self, name: str, section: JudgeRewardSection, columns: Sequence[str], where: str | None = None
+    ) -> None:
+        """`columns`: names of the sample table's columns; `where`: the section's key, default `rewards.<name>`."""
+        self._where, self._section = where or f"rewards.{name}", section
         self._rubric = Rubric.read(self._where, section.rubric, columns)
         self._reads_messages = "prompt" in self._rubric.names and MESSAGES in columns
         self._endpoint = Endpoint(self._where, section)
