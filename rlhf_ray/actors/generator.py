@@ -258,29 +258,16 @@ class Generator:
 
     def _build(self, model: dict[str, Any], transport: str, fault: dict[str, str]) -> Any:
         from vllm import EngineArgs
-        from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from rlhf_ray.weights.adapter import refuse_unadaptable
         from rlhf_ray.weights.vllm_plugin import register
 
         register()
-        section = self._section
-        on_cpu = current_platform.is_cpu()
-        if on_cpu:
-            memory: dict[str, Any] = {"kv_cache_memory_bytes": int(section.cpu_kv_cache_gib * 2**30)}
-        else:
-            memory = {"gpu_memory_utilization": section.gpu_memory_utilization}
         arguments = EngineArgs(
             **model,
-            **memory,
+            **engine_options(self._section),
             **(_weight_updates(transport) if self._lora is None else _adapter_updates(self._lora)),
-            tensor_parallel_size=section.tensor_parallel_size,
-            max_model_len=section.max_context_tokens,
-            max_num_seqs=section.max_concurrent_samples,
-            # A prompt prefilled in parts makes vLLM rewind its sample's random generator, which CPU generators cannot.
-            enable_chunked_prefill=False if on_cpu else None,
-            enforce_eager=on_cpu if section.enforce_eager is None else section.enforce_eager,
             logprobs_mode="raw_logprobs",
             disable_log_stats=True,
             use_tqdm_on_load=False,
@@ -295,6 +282,25 @@ class Generator:
         self._context_tokens = engine.model_config.max_model_len
         self._tokenizer = copy.deepcopy(engine.get_tokenizer())  # the engine's own is not ours to share between threads
         return engine
+
+
+def engine_options(section: GenerationSection) -> dict[str, Any]:
+    """Engine arguments that follow from the configuration and the platform: memory, parallelism, how much at a time."""
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        memory: dict[str, Any] = {"kv_cache_memory_bytes": int(section.cpu_kv_cache_gib * 2**30)}
+    else:
+        memory = {"gpu_memory_utilization": section.gpu_memory_utilization}
+    return memory | {
+        "tensor_parallel_size": section.tensor_parallel_size,
+        "max_model_len": section.max_context_tokens,
+        "max_num_seqs": section.max_concurrent_samples,
+        # A prompt prefilled in parts makes vLLM rewind its sample's random generator, which CPU generators cannot.
+        "enable_chunked_prefill": False if on_cpu else None,
+        "enforce_eager": on_cpu if section.enforce_eager is None else section.enforce_eager,
+    }
 
 
 def _weight_updates(transport: str) -> dict[str, Any]:
