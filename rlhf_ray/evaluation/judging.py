@@ -54,7 +54,9 @@ class Judge:
         behind = 1 - 2 * self._values(self._comparing, prompt=requests, response=second, other=first)
         agreed = np.sign(ahead) == np.sign(behind)
         unknown = np.isnan(ahead + behind)
-        return Verdicts(np.where(unknown, np.nan, np.where(agreed, np.sign(ahead), 0.0)), int((~agreed & ~unknown).sum()))
+        return Verdicts(
+            np.where(unknown, np.nan, np.where(agreed, np.sign(ahead), 0.0)), int((~agreed & ~unknown).sum())
+        )
 
     def grade(self, requests: Sequence[str], responses: Sequence[str], references: Sequence[str]) -> np.ndarray:
         """The grade, 1 to 10, of every response, float64 [responses]; NaN where the judge gave none."""
