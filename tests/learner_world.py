@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, PreTrainedTokenizerFast
 
-from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
+from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.learner.experience import Fetch, RolloutIndex
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.learner.rank import LearnerRank
@@ -65,6 +65,10 @@ def sft_config(folder: str, **sections: dict[str, Any]) -> SFTConfig:
 
 def reward_config(folder: str, **sections: dict[str, Any]) -> RewardModelConfig:
     return RewardModelConfig.model_validate(_merged(_supervised(folder), sections))
+
+
+def dpo_config(folder: str, **sections: dict[str, Any]) -> DPOConfig:
+    return DPOConfig.model_validate(_merged(_supervised(folder), sections))
 
 
 def _supervised(folder: str) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 
 from rlhf_ray.actors.thread import OwnedThread
 from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.learner.dpo import DPOObjective
 from rlhf_ray.learner.experience import RolloutIndex
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.learner.pairwise import PairwiseObjective
@@ -31,7 +32,7 @@ class Learner:
         self._thread = OwnedThread()
         self._learner: LearnerRank | None = None
         self._publisher: Any = None
-        self._objective: SFTObjective | PairwiseObjective | PPOObjective | None = None
+        self._objective: SFTObjective | PairwiseObjective | DPOObjective | PPOObjective | None = None
 
     def address(self) -> str:
         """host:port where the ranks can meet (asked of rank 0)."""
@@ -69,7 +70,7 @@ class Learner:
             raise InfrastructureError(f"learner rank {self._rank} was called before it joined its group")
         return self._learner
 
-    # -- SFT and reward model -----------------------------------------------------------------------------------------
+    # -- SFT, reward model and DPO -----------------------------------------------------------------------------------
 
     def start_sft(self, table: pa.Table, eval_table: pa.Table | None) -> None:
         self._objective = self._ready.sft(table, eval_table)
@@ -77,14 +78,27 @@ class Learner:
     def start_pairwise(self, table: pa.Table, eval_table: pa.Table | None) -> None:
         self._objective = self._ready.pairwise(table, eval_table)
 
+    def start_dpo(self, table: pa.Table, eval_table: pa.Table | None) -> None:
+        self._objective = self._thread.call("loading the reference", self._ready.dpo, table, eval_table)
+
+    def reference_logprobs(self, rows: np.ndarray, held_out: bool) -> np.ndarray:
+        """The reference's log-probs of these rows' chosen and rejected responses, [rows, 2]."""
+        assert isinstance(self._objective, DPOObjective)
+        return self._thread.call("asking the reference", self._objective.reference_logprobs, rows, held_out)
+
+    def set_reference(self, train: np.ndarray, held_out: np.ndarray | None) -> None:
+        """Give all rows' reference log-probs to the objective."""
+        assert isinstance(self._objective, DPOObjective)
+        self._objective.set_reference(train, held_out)
+
     def step(self, rows: np.ndarray) -> dict[str, float]:
         """One optimiser step on these rows of the training table."""
-        assert isinstance(self._objective, SFTObjective | PairwiseObjective)
+        assert isinstance(self._objective, SFTObjective | PairwiseObjective | DPOObjective)
         return self._thread.call("training", self._objective.step, rows)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics over the evaluation table."""
-        assert isinstance(self._objective, SFTObjective | PairwiseObjective)
+        assert isinstance(self._objective, SFTObjective | PairwiseObjective | DPOObjective)
         return self._thread.call("evaluating", self._objective.evaluate)
 
     def score_moments(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -27,6 +28,14 @@ class LearnerGroup:
         packed = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
         dist.all_reduce(packed, dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM)
         return dict(zip(values, packed.tolist(), strict=True))
+
+    def sum_arrays(self, values: np.ndarray) -> np.ndarray:
+        """Elementwise sum of the ranks' arrays, all of one shape and dtype."""
+        if self.size == 1:
+            return values
+        total = torch.from_numpy(values).to(self.device)
+        dist.all_reduce(total)
+        return total.cpu().numpy()
 
     def close(self) -> None:
         if dist.is_initialized():

@@ -1,6 +1,6 @@
 """One learner rank: builds the networks of its stage, owns their training, saving, loading and publishing.
 
-A rank is the same object for every stage; `sft`, `pairwise` and `ppo` are the objectives that a stage attaches.
+A rank is the same object for every stage; `sft`, `pairwise`, `dpo` and `ppo` are the objectives that a stage attaches.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
+from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.config.common import ModelSection
 from rlhf_ray.config.ppo import CriticSection
 from rlhf_ray.data.templates import NAMED
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.hub import load_tokenizer
+from rlhf_ray.learner.dpo import DPOObjective, load_reference
 from rlhf_ray.learner.export import save_model
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.learner.pairwise import PairwiseObjective
@@ -31,7 +32,7 @@ from rlhf_ray.models.networks import PolicyNetwork, ScalarNetwork
 from rlhf_ray.models.reward_stats import RewardStats
 from rlhf_ray.weights.audit import check_gap
 
-Config = SFTConfig | RewardModelConfig | PPOConfig
+Config = SFTConfig | RewardModelConfig | DPOConfig | PPOConfig
 
 
 class LearnerRank:
@@ -121,6 +122,11 @@ class LearnerRank:
 
     def pairwise(self, table: pa.Table, eval_table: pa.Table | None) -> PairwiseObjective:
         return PairwiseObjective(self.trainables["reward"], table, eval_table, self.group)
+
+    def dpo(self, table: pa.Table, eval_table: pa.Table | None) -> DPOObjective:
+        assert isinstance(self.config, DPOConfig)
+        reference = load_reference(self.config, self.model.config.vocab_size, self.group, self.dtype)
+        return DPOObjective(self.trainables["policy"], reference, self.config, table, eval_table, self.group)
 
     def ppo(self, engine_dtype: str) -> PPOObjective:
         """The PPO objective, auditing against an engine that computes in `engine_dtype`."""

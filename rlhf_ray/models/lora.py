@@ -1,6 +1,7 @@
 """Low-rank adapters (Hu et al. 2021) through peft, injected into the model itself, and their merge for publishing."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import peft
 import torch
@@ -43,6 +44,20 @@ def add_lora(lm: PreTrainedModel, section: LoraSection) -> None:
     peft.inject_adapter_in_model(config, lm, ADAPTER)
     if hasattr(lm, "score"):
         lm.score.requires_grad_(True)
+
+
+@contextmanager
+def adapters_off(network: nn.Module) -> Iterator[None]:
+    """`network` as it was before `add_lora`, for passes without gradients."""
+    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
+    # Not peft's enable_adapters: it also turns requires_grad off and on again, which sharded parameters do not survive.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def inner_linear_layers(lm: PreTrainedModel) -> list[str]:

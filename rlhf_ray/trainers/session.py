@@ -16,14 +16,14 @@ from rlhf_ray.actors.learner import Learner
 from rlhf_ray.actors.learner_group import LearnerRanks
 from rlhf_ray.actors.placement import ActorNeed, Placement, place
 from rlhf_ray.actors.runtime import ActorStarter, Cluster, connect, disconnect
-from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
+from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.errors import InfrastructureError, RLHFRayError
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.tracking.tracker import Trackers, make_trackers
 from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints
 from rlhf_ray.trainers.run_folder import RunFolder
 
-Config = SFTConfig | RewardModelConfig | PPOConfig
+Config = SFTConfig | RewardModelConfig | DPOConfig | PPOConfig
 
 
 class ActorSession:
