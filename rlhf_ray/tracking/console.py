@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import IO, Protocol, TypedDict
 
 import rich.console
+from rich import box
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
@@ -80,6 +81,15 @@ class Console:
     def facts(self, facts: Mapping[str, object]) -> None:
         """Names and values, one per line; a list takes a line per item."""
         self._rich.print(summary.pairs(facts))
+
+    def table(self, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Rows of text below their titles: names on the left, values on the right."""
+        table = Table(box=box.SIMPLE_HEAD, header_style="dim", pad_edge=False, padding=(0, 1))
+        for number, title in enumerate(titles):
+            table.add_column(f"  {title}" if number == 0 else title, justify="right" if number else "left")
+        for name, *cells in rows:
+            table.add_row(f"  {name}", *cells)
+        self._rich.print(table)
 
     def note(self, text: str) -> None:
         """A quiet remark."""
