@@ -25,7 +25,8 @@ class JudgeSection(Section):
     base_url: str = Field(pattern=r"^https?://", description="The endpoint, up to and including `/v1`.")
     model: str = Field(description="Name of the model at the endpoint.")
     comparing: str | None = Field(
-        None, description="Rubric file with {prompt}, {response} and {other}, graded -1 (other) to 1; default: built in."
+        None,
+        description="Rubric file with {prompt}, {response} and {other}, graded -1 to 1; default: built in.",
     )
     grading: str | None = Field(
         None, description="Rubric file with {prompt}, {response} and {reference}, graded 1 to 10; default: built in."

@@ -1,7 +1,7 @@
 """A judge's verdicts: two answers held against each other in both orders, or one answer graded.
 
-The rubrics are files like those of judge rewards (`rewards.judge`); the built-in ones follow Zheng et al. 2023 (MT-Bench
-and Chatbot Arena), whose finding that judges favour the answer shown first is why every pair is judged twice.
+The rubrics are files like those of judge rewards (`rewards.judge`); the built-in ones follow Zheng et al. 2023
+(MT-Bench), whose finding that judges favour the answer shown first is why every pair is judged twice.
 """
 
 from collections.abc import Sequence
@@ -52,11 +52,9 @@ class Judge:
         """Which of two answers to each request is better: the one that is preferred in both orders, else neither."""
         ahead = 2 * self._values(self._comparing, prompt=requests, response=first, other=second) - 1
         behind = 1 - 2 * self._values(self._comparing, prompt=requests, response=second, other=first)
-        agreed = np.sign(ahead) == np.sign(behind)
-        unknown = np.isnan(ahead + behind)
-        return Verdicts(
-            np.where(unknown, np.nan, np.where(agreed, np.sign(ahead), 0.0)), int((~agreed & ~unknown).sum())
-        )
+        agreed, known = np.sign(ahead) == np.sign(behind), ~np.isnan(ahead + behind)
+        gain = np.where(agreed, np.sign(ahead), 0.0)
+        return Verdicts(np.where(known, gain, np.nan), int((~agreed & known).sum()))
 
     def grade(self, requests: Sequence[str], responses: Sequence[str], references: Sequence[str]) -> np.ndarray:
         """The grade, 1 to 10, of every response, float64 [responses]; NaN where the judge gave none."""
