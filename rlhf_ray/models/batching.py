@@ -1,7 +1,8 @@
 """Sequences to rectangular micro-batches: sorted by length, bounded by padded tokens.
 
 Sequences are padded on the right. Under causal attention a real token never sees the padding after it, so no attention
-mask is needed and the attention kernel keeps its causal fast path.
+mask is needed and the attention kernel keeps its causal fast path. Rows of several documents are told apart by their
+position ids, which begin anew with each: transformers then confines attention to the document.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ class TokenBatch:
     targets: Tensor  # int64 [tokens]
     slots: Tensor  # int64 [tokens]
     mask: Tensor  # bool [batch, time]
+    position_ids: Tensor | None = None  # int64 [batch, length]; where rows hold several documents
 
     @classmethod
     def build(
@@ -40,7 +42,7 @@ class TokenBatch:
                 f"sequence {int(prompts.argmin())} of a micro-batch has an empty prompt, so nothing predicts its first "
                 "token. Drop such rows from the data, or begin each prompt with a BOS token."
             )
-        input_ids = _pad(sequences, int(lengths.max()))
+        input_ids = _pad(sequences)
         columns = np.arange(max(int((lengths - prompts).max()), 1))
         mask = columns < (lengths - prompts)[:, None]
         rows, columns = np.nonzero(mask)
@@ -49,12 +51,38 @@ class TokenBatch:
         return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
     @classmethod
+    def of_documents(
+        cls,
+        rows: Sequence[Sequence[np.ndarray]],
+        learned: Sequence[Sequence[np.ndarray]],
+        device: torch.device | str = "cpu",
+    ) -> "TokenBatch":
+        """Rows of one or several documents (token ids) each, and for every document which tokens are of interest.
+
+        `learned` holds a bool array per document. DataError where it marks a first token, on which nothing predicts.
+        """
+        if any(marks[0] for row in learned for marks in row):
+            raise DataError(
+                "the loss of a document covers its first token, which nothing predicts. Drop rows with an empty prompt "
+                "from the data, or begin each prompt with a BOS token."
+            )
+        input_ids = _pad([np.concatenate(row) for row in rows])
+        marked = _pad([np.concatenate(row) for row in learned]).astype(bool)
+        counts = marked.sum(1)
+        mask = np.arange(max(int(counts.max()), 1)) < counts[:, None]
+        targets = np.flatnonzero(marked)
+        arrays = (input_ids, targets - 1, input_ids.reshape(-1)[targets], np.flatnonzero(mask), mask)
+        places = _position_ids(rows, input_ids.shape[1]) if any(len(row) > 1 for row in rows) else None
+        tensors = [torch.from_numpy(array).to(device) for array in arrays]
+        return cls(*tensors, None if places is None else torch.from_numpy(places).to(device))
+
+    @classmethod
     def of_last_tokens(cls, sequences: Sequence[np.ndarray], device: torch.device | str = "cpu") -> "TokenBatch":
         """A batch whose only positions are each sequence's last token: where a reward model's score is read."""
         lengths = np.array([len(s) for s in sequences])
         if lengths.min() < 1:
             raise DataError(f"sequence {int(lengths.argmin())} of a micro-batch is empty: drop such rows from the data")
-        input_ids = _pad(sequences, int(lengths.max()))
+        input_ids = _pad(sequences)
         rows = np.arange(len(sequences))
         positions = rows * input_ids.shape[1] + lengths - 1
         arrays = (input_ids, positions, input_ids.reshape(-1)[positions], rows, np.ones((len(rows), 1), dtype=bool))
@@ -86,12 +114,21 @@ class TokenBatch:
         return [values[row, :length].copy() for row, length in enumerate(lengths)]
 
 
-def _pad(sequences: Sequence[np.ndarray], length: int) -> np.ndarray:
-    """int64 [batch, length], zeros on the right. Token 0 is as good as any: nothing real sees it."""
-    padded = np.zeros((len(sequences), length), dtype=np.int64)
+def _pad(sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """int64 [batch, longest], zeros on the right. Token 0 is as good as any: nothing real sees it."""
+    padded = np.zeros((len(sequences), max(map(len, sequences))), dtype=np.int64)
     for row, sequence in zip(padded, sequences, strict=True):
         row[: len(sequence)] = sequence
     return padded
+
+
+def _position_ids(rows: Sequence[Sequence[np.ndarray]], length: int) -> np.ndarray:
+    """int64 [batch, length]: each document of a row counts from 0; padding counts on from the last one."""
+    places = np.tile(np.arange(length), (len(rows), 1))
+    for row, documents in zip(places, rows, strict=True):
+        for start in np.cumsum([len(document) for document in documents])[:-1]:
+            row[start:] = np.arange(length - start)
+    return places
 
 
 def split_by_tokens(lengths: Sequence[int] | np.ndarray, tokens_per_microbatch: int) -> list[list[int]]:

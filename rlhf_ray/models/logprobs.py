@@ -34,7 +34,7 @@ class Head:
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """(hidden, weight) -> (log-prob of each target, entropy of each position).
+    """(hidden, weight) -> (log-prob of each target, entropy of each position, whether the target is the likeliest).
 
     With z the shifted logits, e = exp(z), s = sum(e): p = e / s, log p = z - log s, entropy = log s - sum(e * z) / s.
     """
@@ -43,6 +43,7 @@ class _LinearLogprobs(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, keep: bool):  # type: ignore
         logprobs = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
         entropy, shift, total = (torch.empty_like(logprobs) for _ in range(3))
+        likeliest = torch.empty(targets.shape, dtype=torch.bool, device=hidden.device)
         kept = []
         for rows in _chunks(len(targets), weight.shape[0]):
             z = _scaled_logits(hidden[rows], weight, scale)
@@ -50,17 +51,20 @@ class _LinearLogprobs(torch.autograd.Function):
             z -= shift[rows, None]
             e = torch.exp(z)
             total[rows] = e.sum(-1)
-            logprobs[rows] = z.gather(1, targets[rows, None]).squeeze(1) - total[rows].log()
+            chosen = z.gather(1, targets[rows, None]).squeeze(1)
+            likeliest[rows] = chosen == 0  # the shift took the largest logit to zero
+            logprobs[rows] = chosen - total[rows].log()
             entropy[rows] = total[rows].log() - torch.linalg.vecdot(e, z) / total[rows]
             if keep:
                 kept.append(e.to(weight.dtype))
         ctx.save_for_backward(hidden, weight, targets, shift, total, entropy, *kept)
         ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(likeliest)
         ctx.scale = scale
-        return logprobs, entropy
+        return logprobs, entropy, likeliest
 
     @staticmethod
-    def backward(ctx, grad_logprobs: Tensor | None, grad_entropy: Tensor | None):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_logprobs: Tensor | None, grad_entropy: Tensor | None, _: None):  # type: ignore
         hidden, weight, targets, shift, total, entropy, *kept = ctx.saved_tensors
         if grad_logprobs is None:
             grad_logprobs = torch.zeros_like(entropy)
@@ -95,23 +99,28 @@ def _chunks(tokens: int, vocabulary: int) -> list[slice]:
     return [slice(start, min(start + size, tokens)) for start in range(0, max(tokens, 1), size)]
 
 
-def linear_logprobs(hidden: Tensor, head: Head, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def linear_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs of `targets` and entropies under softmax(head(hidden) / temperature), both float32 [tokens].
 
-    `hidden` is [tokens, hidden_size], `targets` int64 [tokens]. Plain heads take the chunked path above; heads with a
-    bias or a soft cap (rare) go through autograd chunk by chunk, recomputed in the backward pass.
+    The third result, bool [tokens], says whether a target is the likeliest token. `hidden` is [tokens, hidden_size],
+    `targets` int64 [tokens]. Plain heads take the chunked path above; heads with a bias or a soft cap (rare) go through
+    autograd chunk by chunk, recomputed in the backward pass.
     """
     if head.bias is None and head.softcap is None:
         keep = torch.is_grad_enabled() and targets.numel() * head.weight.shape[0] <= KEEP_ELEMENTS
         scale = head.scale / temperature
         return _LinearLogprobs.apply(hidden, head.weight, targets, scale, keep)
 
-    def chunk(rows_hidden: Tensor, rows_targets: Tensor) -> tuple[Tensor, Tensor]:
+    def chunk(rows_hidden: Tensor, rows_targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logps = torch.log_softmax(head.logits(rows_hidden, temperature), dim=-1)
-        return logps.gather(1, rows_targets[:, None]).squeeze(1), -(logps.exp() * logps).sum(-1)
+        chosen = logps.gather(1, rows_targets[:, None]).squeeze(1)
+        return chosen, -(logps.exp() * logps).sum(-1), chosen == logps.amax(-1)
 
     parts = [
         checkpoint(chunk, hidden[rows], targets[rows], use_reentrant=False)
         for rows in _chunks(len(targets), head.weight.shape[0])
     ]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    logprobs, entropy, likeliest = (torch.cat(part) for part in zip(*parts, strict=True))
+    return logprobs, entropy, likeliest

@@ -20,6 +20,7 @@ class PolicyOutput(NamedTuple):
     entropy: Tensor
     values: Tensor | None = None
     raw_logprobs: Tensor | None = None  # at temperature 1, without gradient; where asked for
+    likeliest: Tensor | None = None  # bool: no other token had a higher log-prob
 
 
 class PolicyNetwork(nn.Module):
@@ -46,15 +47,15 @@ class PolicyNetwork(nn.Module):
 
     def forward(self, batch: TokenBatch, temperature: float = 1.0, with_raw: bool = False) -> PolicyOutput:
         states = _states(self.lm, batch)
-        logprobs, entropy = linear_logprobs(states, self.head(), batch.targets, temperature)
+        logprobs, entropy, likeliest = linear_logprobs(states, self.head(), batch.targets, temperature)
         values = None if self.value_head is None else _numbers(self.value_head, states)
         raw = None
         if with_raw and temperature == 1.0:
             raw = logprobs.detach()
         elif with_raw:
             with torch.no_grad():
-                raw, _ = linear_logprobs(states, self.head(), batch.targets)
-        return PolicyOutput(logprobs, entropy, values, raw)
+                raw, _, _ = linear_logprobs(states, self.head(), batch.targets)
+        return PolicyOutput(logprobs, entropy, values, raw, likeliest)
 
 
 class ScalarNetwork(nn.Module):
@@ -71,7 +72,8 @@ class ScalarNetwork(nn.Module):
 
 def _states(model: PreTrainedModel, batch: TokenBatch) -> Tensor:
     """Final hidden states at the batch's positions, [tokens, hidden]."""
-    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False)[0]
+    places = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **places)[0]
     return hidden.reshape(-1, hidden.shape[-1]).index_select(0, batch.positions)
 
 
