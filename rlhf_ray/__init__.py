@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
+    from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
     from rlhf_ray.config.common import LoraSection as LoraConfig
     from rlhf_ray.config.common import RunSection as RunConfig
     from rlhf_ray.config.data import PromptDataSection as PromptDataConfig
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         TensorBoardCallback,
         WandbCallback,
     )
+    from rlhf_ray.trainers.dpo import DPOTrainer
     from rlhf_ray.trainers.evaluation import Evaluation
     from rlhf_ray.trainers.ppo import PPOTrainer
     from rlhf_ray.trainers.results import PPOResult
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "BestModel": "trainers.callbacks_builtin",
     "Callback": "trainers.callbacks",
+    "DPOConfig": "config",
+    "DPOTrainer": "trainers.dpo",
     "Evaluation": "trainers.evaluation",
     "FunctionReducer": "rewards.reducers",
     "FunctionReward": "rewards.terms",

@@ -78,8 +78,10 @@ class Learner:
     def start_pairwise(self, table: pa.Table, eval_table: pa.Table | None) -> None:
         self._objective = self._ready.pairwise(table, eval_table)
 
-    def start_dpo(self, table: pa.Table, eval_table: pa.Table | None) -> None:
+    def start_dpo(self, table: pa.Table, eval_table: pa.Table | None) -> tuple[int, int]:
+        """How many pairs either table has."""
         self._objective = self._thread.call("loading the reference", self._ready.dpo, table, eval_table)
+        return table.num_rows, eval_table.num_rows if eval_table is not None else 0
 
     def reference_logprobs(self, rows: np.ndarray, held_out: bool) -> np.ndarray:
         """The reference's log-probs of these rows' chosen and rejected responses, [rows, 2]."""

@@ -10,7 +10,7 @@ from rlhf_ray.cli.config import config
 from rlhf_ray.cli.demo import demo
 from rlhf_ray.cli.doctor import doctor
 from rlhf_ray.cli.reward_server import serve_reward
-from rlhf_ray.cli.stages import ppo, reward, sft
+from rlhf_ray.cli.stages import dpo, ppo, reward, sft
 from rlhf_ray.errors import RLHFRayError
 
 INTERRUPTED = 130
@@ -40,7 +40,7 @@ class Main(click.Group):
 @click.option("--debug", is_flag=True, help="Show the traceback of every error.")
 @click.version_option(__version__, "-V", "--version", prog_name="rlhf-ray")
 def main(debug: bool) -> None:
-    """RLHF on Ray: SFT, reward model and PPO with vLLM rollouts, from a laptop to a cluster.
+    """RLHF on Ray: SFT, reward model, DPO and PPO with vLLM rollouts, from a laptop to a cluster.
 
     Start with `rlhf-ray doctor`, then `rlhf-ray demo`.
 
@@ -49,7 +49,7 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (demo, sft, reward, ppo, serve_reward, config, doctor):
+for command in (demo, sft, reward, dpo, ppo, serve_reward, config, doctor):
     main.add_command(command)
 
 

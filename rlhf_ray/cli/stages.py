@@ -1,4 +1,4 @@
-"""`rlhf-ray sft`, `reward` and `ppo`: one configuration, one trainer."""
+"""`rlhf-ray sft`, `reward`, `dpo` and `ppo`: one configuration, one trainer."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from rlhf_ray.errors import ConfigError
 if TYPE_CHECKING:
     from rlhf_ray.config.base import Section
 
-STAGES = ("sft", "reward", "ppo")
+STAGES = ("sft", "reward", "dpo", "ppo")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,9 +42,14 @@ def resume_option(command: Function) -> Function:
 
 def config_class(stage: str) -> "type[Section]":
     """The configuration class of a stage."""
-    from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
+    from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 
-    classes: dict[str, type[Section]] = {"sft": SFTConfig, "reward": RewardModelConfig, "ppo": PPOConfig}
+    classes: dict[str, type[Section]] = {
+        "sft": SFTConfig,
+        "reward": RewardModelConfig,
+        "dpo": DPOConfig,
+        "ppo": PPOConfig,
+    }
     return classes[stage]
 
 
@@ -78,6 +83,22 @@ def reward(files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | N
     from rlhf_ray.trainers.reward_model import RewardTrainer
 
     RewardTrainer(config, resume=resume).train()
+
+
+@click.command()
+@config_options
+@resume_option
+def dpo(files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | None) -> None:
+    """Direct preference optimisation: a policy from preference pairs, without a reward model.
+
+    \b
+    rlhf-ray dpo --config configs/dpo.yaml model.name=runs/sft/policy data.path=pairs.jsonl
+    rlhf-ray dpo --resume runs/dpo-20260101-120000
+    """
+    config = _load("dpo", files, overrides, resume)
+    from rlhf_ray.trainers.dpo import DPOTrainer
+
+    DPOTrainer(config, resume=resume).train()
 
 
 @click.command()

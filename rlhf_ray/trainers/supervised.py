@@ -118,12 +118,12 @@ class SupervisedTrainer(StopRequests, ABC):
         with Session(config, self.stage, self.resume, console) as session:
             console.stage(self.title, config.model.name)
             console.facts(session.describe() | self._facts(loaded, held_out, per_step, total))
+            self.folder, self.total_iterations, self.stop_reason = session.folder, total, None
             session.reserve(learner_needs(config))
             with console.progress("starting the learner"):
                 learner = session.start_learner()
                 learner.join(total)
                 self.start_objective(learner, put(loaded.table), put(held_out.table) if held_out else None)
-            self.folder, self.total_iterations, self.stop_reason = session.folder, total, None
             try:
                 return self._loop(session, learner, rows, per_step, total, evaluate=held_out is not None)
             except BaseException as error:

@@ -9,7 +9,7 @@ import torch
 from tiny_models import FAMILIES, save_tiny, tokenizer
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
+from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.config.load import load_config
 from rlhf_ray.models.reward_stats import RewardStats
 
@@ -26,6 +26,12 @@ model: {name: MODEL}
 data: {path: DATA/preferences.jsonl, eval_path: DATA/preferences_eval.jsonl}
 reward: {epochs: 4, pairs_per_step: 8}
 learner: {learning_rate: 1.0e-3, adam_eps: 1.0e-5, dtype: float32, tokens_per_microbatch: 96}
+"""
+DPO = """
+model: {name: MODEL}
+data: {path: DATA/preferences.jsonl, eval_path: DATA/preferences_eval.jsonl}
+dpo: {epochs: 2, pairs_per_step: 8}
+learner: {learning_rate: 1.0e-4, adam_eps: 1.0e-5, dtype: float32, tokens_per_microbatch: 96}
 """
 PPO = """
 model: {name: MODEL}
@@ -56,6 +62,9 @@ class TinyRuns:
     def reward_model(self, root: Path, name: str, *overrides: str) -> RewardModelConfig:
         return load_config(RewardModelConfig, [self.folder / "reward.yaml"], [*_place(root, name), *overrides])
 
+    def dpo(self, root: Path, name: str, *overrides: str) -> DPOConfig:
+        return load_config(DPOConfig, [self.folder / "dpo.yaml"], [*_place(root, name), *overrides])
+
     def ppo(self, root: Path, name: str, *overrides: str) -> PPOConfig:
         return load_config(PPOConfig, [self.folder / "ppo.yaml"], [*_place(root, name), *overrides])
 
@@ -63,7 +72,7 @@ class TinyRuns:
 def write_tiny_runs(folder: Path) -> TinyRuns:
     """Everything above, below `folder`."""
     policy, gpt2 = save_tiny("llama_untied", folder), save_tiny("gpt2", folder)
-    for stage, text in (("sft", SFT), ("reward", REWARD), ("ppo", PPO)):
+    for stage, text in (("sft", SFT), ("reward", REWARD), ("dpo", DPO), ("ppo", PPO)):
         (folder / f"{stage}.yaml").write_text(text.replace("MODEL", policy).replace("DATA", str(folder)))
     _write(folder, "demonstrations", [_demonstration(i) for i in range(32)])
     _write(folder, "demonstrations_eval", [_demonstration(i) for i in range(5)])

@@ -82,7 +82,7 @@ sys.exit(" ".join(heavy) or 0)
 def test_help_lists_the_commands_in_the_order_of_use() -> None:
     lines = run("--help").output.split("Commands:")[1].splitlines()
     names = [line.split()[0] for line in lines if line.strip()]
-    assert names == ["demo", "sft", "reward", "ppo", "serve-reward", "config", "doctor"]
+    assert names == ["demo", "sft", "reward", "dpo", "ppo", "serve-reward", "config", "doctor"]
 
 
 def test_config_show_resolves_and_reads_back(ppo_file: str, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_debug_shows_the_traceback_and_bugs_always_do(ppo_file: str, trainer: li
         (["ppo"], "nothing to run: give --config FILE, or --resume RUN (see rlhf-ray ppo --help)"),
         (["sft", "--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["reward", "--learning-rate", "3"], "No such option"),
-        (["config", "show", "dpo"], "'dpo' is not one of 'sft', 'reward', 'ppo'"),
+        (["config", "show", "dpo"], "'grpo' is not one of 'sft', 'reward', 'dpo', 'ppo'"),
     ],
 )
 def test_wrong_use_is_explained_with_exit_code_2(arguments: list[str], message: str) -> None:
