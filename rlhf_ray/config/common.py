@@ -1,12 +1,13 @@
 """Sections that every stage shares: the run, the model, the learner, resources, checkpoints, tracking."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"]
 
 
 class RunSection(Section):
@@ -36,6 +37,18 @@ class ModelSection(Section):
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
     torch_compile: bool = Field(False, description="Compile the learner's networks with torch.compile.")
     lora: LoraSection | None = Field(None, description="Train low-rank adapters instead of all weights.")
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        None, description="Keep the frozen weights under adapters in 4-bit NormalFloat or 8-bit rows (extra: qlora)."
+    )
+
+    @model_validator(mode="after")
+    def _quantized_weights_are_frozen(self) -> Self:
+        if self.quantization is not None and self.lora is None:
+            raise ValueError(
+                f"quantization: {self.quantization} weights cannot be trained themselves; set model.lora too (QLoRA), "
+                "or model.quantization=null"
+            )
+        return self
 
 
 class LearnerSection(Section):
@@ -46,16 +59,38 @@ class LearnerSection(Section):
     learning_rate: float = Field(
         1e-5, gt=0, le=1, description="Peak learning rate of the policy (or the only network)."
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Learning rate after the warm-up."
+    schedule: Schedule = Field(
+        "constant",
+        description="Learning rate after the warm-up; wsd: constant, then down over the last fifth of the run.",
     )
     warmup_steps: int = Field(0, ge=0, description="Optimiser steps over which the learning rate rises from zero.")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW weight decay; not on biases, norms and embeddings.")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="The warm-up as a share of the run's optimiser steps.")
+    min_learning_rate_ratio: float = Field(
+        0.0, ge=0, le=1, description="Where the schedule ends, as a share of the peak."
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "sgd"] = Field(
+        "adamw", description="adamw_8bit: moments in 8 bits through bitsandbytes (extra: qlora)."
+    )
+    fused: bool = Field(True, description="One kernel for a step of adamw; false: torch's plain loops.")
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, description="Decoupled decay (sgd: L2); not on biases, norms and embeddings."
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW first-moment decay.")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW second-moment decay.")
     adam_eps: float = Field(1e-8, gt=0, description="AdamW epsilon.")
+    sgd_momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this global norm.")
-    tokens_per_microbatch: int = Field(4096, ge=1, description="Padded tokens per forward/backward pass on one rank.")
+    tokens_per_microbatch: int = Field(
+        4096,
+        ge=1,
+        description="Padded tokens per forward/backward pass on one rank; a step's gradients add up over its passes.",
+    )
+
+    @model_validator(mode="after")
+    def _one_warm_up(self) -> Self:
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError("warmup_steps and warmup_ratio say the same thing twice; set one of them")
+        return self
 
 
 class ResourcesSection(Section):

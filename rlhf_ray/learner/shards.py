@@ -17,9 +17,8 @@ from torch import Tensor
 
 from rlhf_ray.errors import DataError
 from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.learner.optimizers import moments, optimizer_steps, ready_moments
 from rlhf_ray.learner.trainable import Trainable
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGroup) -> None:
@@ -27,11 +26,16 @@ def save_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGrou
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {"random_state": torch.get_rng_state()}
     offsets: dict[str, int] = {}
-    for key, tensor in _tensors(trainables):
+    for key, tensor in _tensors(trainables, group.rank):
         local, start = _local(tensor, group)
         tensors[key], offsets[key] = local.cpu().contiguous(), start
     scalars = {
-        name: {"steps": t.steps, "loss_scale": t.loss_scale, "optimizer_steps": _optimizer_steps(t)}
+        name: {
+            "steps": t.steps,
+            "loss_scale": t.loss_scale,
+            "optimizer": t.section.optimizer,
+            "optimizer_steps": _optimizer_steps(t),
+        }
         for name, t in trainables.items()
     }
     stem = folder / f"rank-{group.rank:05d}"
@@ -51,6 +55,7 @@ def load_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGrou
             "the critic.kind of the run that wrote it"
         )
     for name, trainable in trainables.items():
+        _check_optimizer(folder, trainable, stored[name].get("optimizer", "adamw"), len(descriptions), group)
         trainable.steps, trainable.loss_scale = stored[name]["steps"], stored[name]["loss_scale"]
         _ready_optimizer(trainable, stored[name]["optimizer_steps"])
         trainable.reshard()
@@ -59,7 +64,7 @@ def load_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGrou
             (stack.enter_context(safe_open(folder / f"rank-{rank:05d}.safetensors", "pt")), description["offsets"])
             for rank, description in enumerate(descriptions)
         ]
-        for key, tensor in _tensors(trainables):
+        for key, tensor in _tensors(trainables, group.rank):
             local, start = _local(tensor, group)
             filled = sum(_copy_rows(local, start, file, key, offsets) for file, offsets in files)
             if filled != local.shape[0]:
@@ -71,12 +76,26 @@ def load_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGrou
             torch.set_rng_state(files[group.rank][0].get_tensor("random_state"))
 
 
-def _tensors(trainables: dict[str, Trainable]) -> Iterator[tuple[str, Tensor]]:
+def _check_optimizer(folder: Path, trainable: Trainable, stored: str, ranks: int, group: LearnerGroup) -> None:
+    """Another optimiser's moments mean something else, and 8-bit ones are blocks of one rank's rows."""
+    wanted = trainable.section.optimizer
+    if stored != wanted:
+        raise DataError(f"{folder} was written by learner.optimizer={stored}, not {wanted}: resume with {stored}")
+    if wanted == "adamw_8bit" and ranks != group.size:
+        raise DataError(
+            f"{folder} holds 8-bit moments in the blocks of {ranks} learner ranks, not {group.size}: resume with "
+            f"learner.ranks={ranks}"
+        )
+
+
+def _tensors(trainables: dict[str, Trainable], rank: int) -> Iterator[tuple[str, Tensor]]:
+    """(key, tensor) of all that is stored; what belongs to this rank alone has its number in the key."""
     for owner, trainable in trainables.items():
         for name, parameter in trainable.parameters.items():
             yield f"{owner}/weight/{name}", parameter
-            state = trainable.optimizer.state.get(parameter, {})
-            yield from ((f"{owner}/{moment}/{name}", state[moment]) for moment in MOMENTS if moment in state)
+            for moment, tensor in moments(trainable.optimizer, trainable.section.optimizer, parameter):
+                own = "" if hasattr(tensor, "to_local") else f"@{rank}"
+                yield f"{owner}/{moment}/{name}{own}", tensor
 
 
 def _local(tensor: Any, group: LearnerGroup) -> tuple[Tensor, int]:
@@ -101,15 +120,12 @@ def _copy_rows(local: Tensor, start: int, file: Any, key: str, offsets: dict[str
 
 def _optimizer_steps(trainable: Trainable) -> dict[str, float]:
     """Steps that each parameter has taken; those that took none are not in it."""
-    states = {name: trainable.optimizer.state.get(parameter) for name, parameter in trainable.parameters.items()}
-    return {name: float(state["step"]) for name, state in states.items() if state}
+    found = {name: optimizer_steps(trainable.optimizer, p) for name, p in trainable.parameters.items()}
+    return {name: steps for name, steps in found.items() if steps is not None}
 
 
 def _ready_optimizer(trainable: Trainable, steps: dict[str, float]) -> None:
     """Give every parameter that has taken steps empty moments, to be filled from the files."""
     trainable.optimizer.state.clear()
     for name, taken in steps.items():
-        parameter = trainable.parameters[name]
-        moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
-        step = torch.tensor(taken, dtype=torch.float32, device=parameter.device)
-        trainable.optimizer.state[parameter] = {"step": step, **moments}
+        ready_moments(trainable.optimizer, trainable.section.optimizer, trainable.parameters[name], taken)

@@ -1,7 +1,7 @@
 """A network with its optimiser: backward, clip, step, schedule, loss scaling."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from rlhf_ray.algorithms.schedules import learning_rate_factor
+from rlhf_ray.algorithms.schedules import learning_rate_factor, warmup_steps
 from rlhf_ray.config.common import LearnerSection
 from rlhf_ray.errors import DataError
 from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.learner.optimizers import build_optimizer
 from rlhf_ray.models.lora import full_tensor
 from rlhf_ray.models.sharding import decoder_layers, shard
 
@@ -29,7 +30,7 @@ class StepStats:
 
 
 class Trainable:
-    """One sharded network, its AdamW and its schedule.
+    """One sharded network, its optimiser and its schedule.
 
     Losses given to `backward` are already divided by global counts. FSDP averages gradients over ranks, so they are
     multiplied by the number of ranks here and the gradient is the global sum.
@@ -54,13 +55,7 @@ class Trainable:
                 layer.compile(dynamic=True)
         self.network = shard(network.to(group.device), group.mesh, dtype)
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            _decay_groups(network, self.parameters, section.weight_decay),
-            lr=learning_rate,
-            betas=(section.adam_beta1, section.adam_beta2),
-            eps=section.adam_eps,
-            fused=True,
-        )
+        self.optimizer = build_optimizer(network, self.parameters, section, learning_rate)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch's part of the global loss."""
@@ -101,9 +96,7 @@ class Trainable:
                     parameter.grad.div_(self.loss_scale)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.section.max_grad_norm)
         grad_norm = float(full_tensor(norm))
-        rate = self.learning_rate * learning_rate_factor(
-            self.steps, self.total_steps, self.section.warmup_steps, self.section.schedule
-        )
+        rate = self._rate()
         for options in self.optimizer.param_groups:
             options["lr"] = rate
         finite = math.isfinite(grad_norm)
@@ -121,15 +114,9 @@ class Trainable:
         self.steps += 1
         return StepStats(grad_norm, rate, not finite)
 
-
-def _decay_groups(network: nn.Module, parameters: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; biases, norms and embeddings do not."""
-    embeddings = {
-        id(parameter)
-        for module in network.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-    }
-    decayed = [p for p in parameters.values() if p.ndim >= 2 and id(p) not in embeddings]
-    rest = [p for p in parameters.values() if p.ndim < 2 or id(p) in embeddings]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    def _rate(self) -> float:
+        """The learning rate of the coming step."""
+        section, warmup = self.section, warmup_steps(self.section, self.total_steps)
+        return self.learning_rate * learning_rate_factor(
+            self.steps, self.total_steps, warmup, section.schedule, section.min_learning_rate_ratio
+        )
