@@ -39,12 +39,12 @@ class Reference:
     def health(self) -> dict[str, Any]:
         return self._thread.health()
 
-    def logprobs(self, samples: pa.Table) -> tuple[pa.Table, int]:
-        """The reference's log-probs, and the number of rows."""
-        return self._thread.call("computing log-probs", self._logprobs, samples)
+    def logprobs(self, samples: pa.Table, temperature: float | None = None) -> tuple[pa.Table, int]:
+        """The reference's log-probs at a temperature (default: its own), and the number of rows."""
+        return self._thread.call("computing log-probs", self._logprobs, samples, temperature or self._temperature)
 
     @torch.inference_mode()
-    def _logprobs(self, samples: pa.Table) -> tuple[pa.Table, int]:
+    def _logprobs(self, samples: pa.Table, temperature: float) -> tuple[pa.Table, int]:
         prompts, responses = (
             [row.values.to_numpy() for row in samples[n]] for n in ("prompt_tokens", "response_tokens")
         )
@@ -53,7 +53,7 @@ class Reference:
         answers: list[np.ndarray] = [np.zeros(0, np.float32)] * len(sequences)
         for group in split_by_tokens([len(s) for s in sequences], self._tokens_per_batch):
             batch = TokenBatch.build([sequences[i] for i in group], [len(prompts[i]) for i in group], self._device)
-            padded = batch.pad(network(batch, self._temperature).logprobs)
+            padded = batch.pad(network(batch, temperature).logprobs)
             for index, values in zip(group, batch.unpad(padded), strict=True):
                 answers[index] = values
         columns = [samples["prompt_id"], samples["sample_index"], pa.array(answers, pa.list_(pa.float32()))]
