@@ -32,7 +32,7 @@ DEMONSTRATIONS = pa.schema(
     ]
 )
 
-#: Column that follows where every answer of a conversation is to be learnt: 1 on the assistant's tokens, else 0, [tokens].
+#: Column that follows where every answer is to be learnt, [tokens]: 1 on what the assistant says, else 0.
 LOSS_MASK_COLUMN = "loss_mask"
 LOSS_MASK = pa.list_(pa.int8())
 

@@ -38,11 +38,9 @@ class Renderer:
     def of(cls, section: DataSection, tokenizer: "PreTrainedTokenizerBase") -> "Renderer":
         return cls(tokenizer, choose_template(section, tokenizer), section.system_prompt)
 
-    def opened(self, cells: list[object]) -> list[object]:
-        """The cells, with transcripts ("\\n\\nHuman: ...") as messages where there is a template to render them."""
-        if self.template is None:
-            return cells
-        return [read_transcript(cell) if is_transcript(cell) else cell for cell in cells]
+    def opened(self, cell: object) -> object:
+        """The cell; a transcript ("\\n\\nHuman: ...") as messages where there is a template to render them."""
+        return read_transcript(cell) if self.template is not None and is_transcript(cell) else cell
 
     def prompt(self, cell: object, where: str) -> Prompt:
         """The prompt that `cell` holds: a string, or chat messages. `where` names it for the error."""
@@ -50,7 +48,7 @@ class Renderer:
             messages = [{"role": "user", "content": cell}] if isinstance(cell, str) else read_messages(cell, where)
             if self.system_prompt and messages[0]["role"] != "system":
                 messages = [{"role": "system", "content": self.system_prompt}, *messages]
-            return Prompt(self._render(messages, where), messages)
+            return Prompt(self.render(messages, where), messages)
         if not isinstance(cell, str):
             read_messages(cell, where)
             raise DataError(
@@ -63,18 +61,40 @@ class Renderer:
     def prompt_tokens(self, texts: list[str]) -> list[list[int]]:
         """Tokens of rendered prompts: as the template wrote them, or with the tokenizer's own BOS; never with two."""
         rows = self._encode(texts, add_special_tokens=self.template is None)
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        for row, text in zip(rows, texts, strict=True):
-            while bos is not None and row[:2] == [bos, bos]:
-                del row[0]
-            if self.template is None and row[-1:] == [eos] and not text.endswith(self.tokenizer.eos_token):
-                del row[-1]
-        return rows
+        return [row[self._own(row, text)] for row, text in zip(rows, texts, strict=True)]
+
+    def prompt_offsets(self, text: str, where: str) -> list[tuple[int, int]]:
+        """[start, end) in the text of each of its prompt tokens; (0, 0) for those that stand for none of it."""
+        if not self.tokenizer.is_fast:
+            raise DataError(
+                f"{where}: this tokenizer cannot say where in a text its tokens stand, so that earlier answers cannot "
+                "be found. Learn the last one only (sft.loss_on=completion), or use a fast tokenizer."
+            )
+        encoded = self.tokenizer(
+            text, add_special_tokens=self.template is None, return_offsets_mapping=True, verbose=False
+        )
+        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+        return offsets[self._own(encoded["input_ids"], text)]
 
     def response_tokens(self, texts: list[str]) -> list[list[int]]:
         """Tokens of responses, each ending with exactly one eos."""
-        eos = self.tokenizer.eos_token_id
-        return [row if row[-1:] == [eos] else [*row, eos] for row in self._encode(texts, add_special_tokens=False)]
+        return [self._ended(row) for row in self._encode(texts, add_special_tokens=False)]
+
+    def text_tokens(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of whole texts, with the tokenizer's own BOS and exactly one eos."""
+        rows = self._encode(texts, add_special_tokens=True)
+        return [self._ended(row[self._own(row, text)]) for row, text in zip(rows, texts, strict=True)]
+
+    def render(self, messages: list[Message], where: str, open_answer: bool = True) -> str:
+        """The template's text, up to where an answer begins; without `open_answer`, to the last message's end."""
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, chat_template=self.template, tokenize=False, add_generation_prompt=open_answer
+            )
+        except TemplateError as exc:
+            raise DataError(f"{where}: the chat template refuses these messages: {exc}") from exc
 
     def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         if not texts:
@@ -84,15 +104,19 @@ class Renderer:
         )
         return encoded["input_ids"]
 
-    def _render(self, messages: list[Message], where: str) -> str:
-        from jinja2 import TemplateError
+    def _own(self, row: list[int], text: str) -> slice:
+        """The tokens without a second BOS, and without an eos that the tokenizer put after text taken as it is."""
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        start, stop = 0, len(row)
+        while bos is not None and row[start : start + 2] == [bos, bos]:
+            start += 1
+        if self.template is None and row[-1:] == [eos] and not text.endswith(self.tokenizer.eos_token):
+            stop -= 1
+        return slice(start, stop)
 
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as exc:
-            raise DataError(f"{where}: the chat template refuses these messages: {exc}") from exc
+    def _ended(self, row: list[int]) -> list[int]:
+        eos = self.tokenizer.eos_token_id
+        return row if row[-1:] == [eos] else [*row, eos]
 
 
 def refuse_empty(rows: Sequence[Sequence[int]], where: Sequence[str]) -> None:

@@ -9,52 +9,57 @@ from rlhf_ray.data.report import DataReport, RowCounts
 from rlhf_ray.errors import DataError
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Which rows stay and how much of their prompts goes."""
+@dataclass
+class TokenLimit:
+    """The limit on prompt + response tokens, applied to part after part of the rows."""
 
-    kept: np.ndarray  # int64 [kept], indices into the rows given
-    cut: np.ndarray  # int64 [kept], tokens to take off the start of each kept row's prompt
-    report: DataReport
+    limit: int
+    too_long: Literal["error", "drop", "truncate"]
+    key: str  # of the limit, for the error
+    seen: int = 0
+    kept: int = 0
+    truncated: int = 0
+    longest: int = 0
 
+    def fit(
+        self, prompt_lengths: list[int], response_lengths: list[int], where: list[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(indices of the rows that stay, tokens to take off the start of each one's prompt), both int64 [kept].
 
-def fit(
-    prompt_lengths: list[int],
-    response_lengths: list[int],
-    limit: int,
-    too_long: Literal["error", "drop", "truncate"],
-    where: list[str],
-    rows: RowCounts,
-    limit_key: str,
-) -> Fit:
-    """Apply the limit on prompt + response tokens to every row.
+        Truncation takes from the start of the prompt and never from the response, which would then end mid-sentence: a
+        row whose response leaves no room for a single prompt token is dropped even so.
+        """
+        prompts = np.array(prompt_lengths, dtype=np.int64)
+        lengths = np.array(response_lengths, dtype=np.int64) + prompts
+        excess = np.maximum(lengths - self.limit, 0)
+        self.seen += len(lengths)
+        if self.too_long == "error" and excess.any():
+            first = int(np.flatnonzero(excess)[0])
+            raise DataError(
+                f"{where[first]}: {lengths[first]:,} tokens, over the limit of {self.limit:,} ({self.key}); "
+                f"{np.count_nonzero(excess):,} of {self.seen:,} rows read so far are too long. Raise the limit, "
+                "shorten the rows, or set data.too_long to 'drop' (leave such rows out) or 'truncate' (cut the start of "
+                "the prompt)."
+            )
+        kept = np.flatnonzero(excess == 0 if self.too_long == "drop" else excess < prompts)
+        cut = excess[kept]
+        self.kept += len(kept)
+        self.truncated += int(np.count_nonzero(cut))
+        self.longest = max(self.longest, int((lengths[kept] - cut).max(initial=0)))
+        return kept, cut
 
-    Truncation takes from the start of the prompt and never from the response, which would then end mid-sentence: a row
-    whose response leaves no room for a single prompt token is dropped even so.
-    """
-    prompts, lengths = np.array(prompt_lengths, dtype=np.int64), np.array(response_lengths, dtype=np.int64)
-    lengths = lengths + prompts
-    excess = np.maximum(lengths - limit, 0)
-    if too_long == "error" and excess.any():
-        first = int(np.flatnonzero(excess)[0])
-        raise DataError(
-            f"{where[first]}: {lengths[first]:,} tokens, over the limit of {limit:,} ({limit_key}); "
-            f"{np.count_nonzero(excess):,} of {len(lengths):,} rows are too long. Raise the limit, shorten the rows, "
-            "or set data.too_long to 'drop' (leave such rows out) or 'truncate' (cut the start of the prompt)."
+    def report(self, rows: RowCounts) -> DataReport:
+        """The counts of all parts. Raises DataError when no row is left."""
+        if not self.kept:
+            raise DataError(f"All {self.seen:,} rows are longer than the limit of {self.limit:,} tokens ({self.key}).")
+        return DataReport(
+            rows=rows,
+            kept=self.kept,
+            dropped_too_long=self.seen - self.kept,
+            truncated=self.truncated,
+            longest_tokens=self.longest,
+            token_limit=self.limit,
         )
-    kept = np.flatnonzero(excess == 0 if too_long == "drop" else excess < prompts)
-    if not len(kept):
-        raise DataError(f"All {len(lengths):,} rows are longer than the limit of {limit:,} tokens ({limit_key}).")
-    cut = excess[kept]
-    report = DataReport(
-        rows=rows,
-        kept=len(kept),
-        dropped_too_long=len(lengths) - len(kept),
-        truncated=int(np.count_nonzero(cut)),
-        longest_tokens=int((lengths[kept] - cut).max()),
-        token_limit=limit,
-    )
-    return Fit(kept, cut, report)
 
 
 def cut_start(tokens: list[int], cut: int, bos_token_id: int | None) -> list[int]:

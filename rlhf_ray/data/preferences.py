@@ -1,87 +1,94 @@
-"""Preference pairs for the reward model: two answers to one prompt, each a whole conversation as tokens."""
+"""Preference pairs for the reward model and DPO: two answers to one prompt, each a whole conversation as tokens."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from rlhf_ray import schema
 from rlhf_ray.config.data import PreferenceDataSection
-from rlhf_ray.data.columns import Source
+from rlhf_ray.data.columns import Source, row_name
 from rlhf_ray.data.conversation import Renderer, refuse_empty
-from rlhf_ray.data.limits import cut_start, fit
-from rlhf_ray.data.report import Loaded
-from rlhf_ray.data.transcripts import is_transcript
-from rlhf_ray.data.turns import Triple, read_response, split_pair, unanswered
+from rlhf_ray.data.limits import TokenLimit, cut_start
+from rlhf_ray.data.pairs import Pair, PairReader, find_form, missing_columns
+from rlhf_ray.data.report import Loaded, RowCounts
+from rlhf_ray.data.spool import TableSpool
+from rlhf_ray.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def load_preferences(
-    section: PreferenceDataSection, tokenizer: "PreTrainedTokenizerBase", path: str | None = None
+    section: PreferenceDataSection,
+    tokenizer: "PreTrainedTokenizerBase",
+    path: str | None = None,
+    *,
+    margin_column: str | None = None,
 ) -> Loaded:
-    """`schema.PREFERENCES` from prompt, chosen and rejected, or from chosen and rejected that both hold the prompt.
+    """`schema.PREFERENCES` from pairs, ratings or rankings (see `rlhf_ray.data.pairs`).
 
     Both answers end with eos and follow the same prompt tokens; a limit that cuts the prompt cuts it equally for both.
-    `path` replaces the section's (for section.eval_path). Raises DataError naming row and column.
+    `margin_column` fills the margins: a column of numbers, or the one of a ranking's scores. `path` replaces the
+    section's (for section.eval_path). Raises DataError naming row and column.
     """
-    source = Source(section, path)
     renderer = Renderer.of(section, tokenizer)
-    where, triples = _read(source, section, renderer)
+    limit = TokenLimit(section.max_tokens, section.too_long, "data.max_tokens")
+    spool, counts = TableSpool(schema.PREFERENCES, section.memory_mib, section.spill_folder), RowCounts()
+    for source in Source.parts(section, path):
+        counts += source.counts
+        if source.table.num_rows:
+            reader = _reader(source, section, renderer, margin_column)
+            spool.append(_tokenised(list(_pairs(source, section, reader)), renderer, limit))
+            counts += RowCounts(ties=reader.ties)
+    if not limit.seen:
+        raise DataError(f"All {counts.ties:,} comparisons in '{path or section.path}' are ties. Set data.ties=keep.")
+    report = limit.report(counts)
+    table, folder = spool.finish()
+    return Loaded(table, report, folder)
 
-    prompts = renderer.prompt_tokens([renderer.prompt(row[0], at).text for row, at in zip(triples, where, strict=True)])
+
+def _reader(
+    source: Source, section: PreferenceDataSection, renderer: Renderer, margin_column: str | None
+) -> PairReader:
+    columns = source.table.column_names
+    if find_form(section, columns) is None:
+        raise DataError(f"'{source.path}' has {missing_columns(section, columns)}")
+    if margin_column is not None:
+        source.require(margin_column)
+    return PairReader(section, columns, renderer.opened, margin_column)
+
+
+def _pairs(source: Source, section: PreferenceDataSection, reader: PairReader) -> Iterator[tuple[Pair, str]]:
+    """The pairs of all rows, each with its prompt's name for errors."""
+    column = section.prompt_column if source.has(section.prompt_column) else section.chosen_column
+    for position, row in zip(source.positions, source.table.to_pylist(), strict=True):
+        name = row_name(source.path, position)
+        for pair in reader(row, lambda column, name=name: f"{name}, column '{column}'"):  # type: ignore[misc]
+            yield pair, f"{name}, column '{column}'"
+
+
+def _tokenised(named: list[tuple[Pair, str]], renderer: Renderer, limit: TokenLimit) -> pa.Table:
+    pairs, where = [pair for pair, _ in named], [name for _, name in named]
+    prompts = renderer.prompt_tokens([renderer.prompt(pair.prompt, at).text for pair, at in named])
     refuse_empty(prompts, where)
-    chosen = renderer.response_tokens([row[1] for row in triples])
-    rejected = renderer.response_tokens([row[2] for row in triples])
-    fitted = fit(
-        [len(row) for row in prompts],
-        [max(len(one), len(other)) for one, other in zip(chosen, rejected, strict=True)],
-        section.max_tokens,
-        section.too_long,
-        where,
-        source.counts,
-        "data.max_tokens",
-    )
-    starts = [
-        cut_start(prompts[row], cut, tokenizer.bos_token_id) for row, cut in zip(fitted.kept, fitted.cut, strict=True)
-    ]
-    table = pa.table(
+    chosen = renderer.response_tokens([_after_template(pair.chosen, renderer) for pair in pairs])
+    rejected = renderer.response_tokens([_after_template(pair.rejected, renderer) for pair in pairs])
+    longer = [max(len(one), len(other)) for one, other in zip(chosen, rejected, strict=True)]
+    kept, cuts = limit.fit([len(row) for row in prompts], longer, where)
+    bos = renderer.tokenizer.bos_token_id
+    starts = [cut_start(prompts[row], cut, bos) for row, cut in zip(kept, cuts, strict=True)]
+    return pa.table(
         {
-            "chosen_tokens": [start + chosen[row] for start, row in zip(starts, fitted.kept, strict=True)],
-            "rejected_tokens": [start + rejected[row] for start, row in zip(starts, fitted.kept, strict=True)],
+            "chosen_tokens": [start + chosen[row] for start, row in zip(starts, kept, strict=True)],
+            "rejected_tokens": [start + rejected[row] for start, row in zip(starts, kept, strict=True)],
             "prompt_length": [len(start) for start in starts],
-            "margin": [None] * len(starts),
+            "margin": [pairs[row].margin for row in kept],
         },
         schema=schema.PREFERENCES,
     )
-    return Loaded(table, fitted.report)
 
 
-def _read(source: Source, section: PreferenceDataSection, renderer: Renderer) -> tuple[list[str], list[Triple]]:
-    """Names for errors, and (prompt, chosen, rejected) of every row."""
-    pair = (section.chosen_column, section.rejected_column)
-    source.require(*pair)
-    chosen, rejected = (renderer.opened(source.cells(column)) for column in pair)
-    where_chosen, where_rejected = (source.where(column) for column in pair)
-    if not source.has(section.prompt_column) or _is_conversation(chosen[0]):
-        triples = [split_pair(*row) for row in zip(chosen, rejected, where_chosen, where_rejected, strict=True)]
-        return where_chosen, [_after_template(triple) for triple in triples] if renderer.template else triples
-    where = source.where(section.prompt_column)
-    prompts = renderer.opened(source.cells(section.prompt_column))
-    return where, [
-        (unanswered(prompt, at), read_response(better, better_at), read_response(worse, worse_at))
-        for prompt, at, better, better_at, worse, worse_at in zip(
-            prompts, where, chosen, where_chosen, rejected, where_rejected, strict=True
-        )
-    ]
-
-
-def _is_conversation(cell: object) -> bool:
-    """Whether an answer holds its prompt, too."""
-    return is_transcript(cell) or (isinstance(cell, list) and len(cell) > 1)
-
-
-def _after_template(triple: Triple) -> Triple:
+def _after_template(response: str, renderer: Renderer) -> str:
     """Without the space between prompt and responses: the template ends where a response begins."""
-    prompt, better, worse = triple
-    return prompt, better.removeprefix(" "), worse.removeprefix(" ")
+    return response.removeprefix(" ") if renderer.template else response

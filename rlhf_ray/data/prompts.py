@@ -8,7 +8,7 @@ from rlhf_ray import schema
 from rlhf_ray.config.data import PromptDataSection
 from rlhf_ray.data.columns import Source
 from rlhf_ray.data.conversation import Prompt, Renderer, refuse_empty
-from rlhf_ray.data.limits import cut_start, fit
+from rlhf_ray.data.limits import TokenLimit, cut_start
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.data.turns import shared_prompt, unanswered
 
@@ -40,51 +40,47 @@ def load_prompts(
     """
     if path is not None and section.eval_split:
         section = section.model_copy(update={"split": section.eval_split})
-    source = Source(section, path, tree_column=section.prompt_column, tree_speaker="user")
+    source = Source.whole(section, path, tree_column=section.prompt_column, tree_speaker="user")
     renderer = Renderer.of(section, tokenizer)
     prompts, where = _prompts(source, section.prompt_column, renderer)
     texts = [prompt.text for prompt in prompts]
     tokens = renderer.prompt_tokens(texts)
     refuse_empty(tokens, where)
 
-    limit = min(max_prompt_tokens, section.max_prompt_tokens or max_prompt_tokens)
-    fitted = fit(
-        [len(row) for row in tokens],
-        [0] * len(tokens),
-        limit,
+    limit = TokenLimit(
+        min(max_prompt_tokens, section.max_prompt_tokens or max_prompt_tokens),
         section.too_long,
-        where,
-        source.counts,
         "data.max_prompt_tokens, or the context minus generation.max_new_tokens",
     )
-    for row, cut in zip(fitted.kept, fitted.cut, strict=True):
+    kept, cuts = limit.fit([len(row) for row in tokens], [0] * len(tokens), where)
+    for row, cut in zip(kept, cuts, strict=True):
         if cut:
             tokens[row] = cut_start(tokens[row], cut, tokenizer.bos_token_id)
             texts[row] = tokenizer.decode(tokens[row])
     table = pa.table(
         {
-            "prompt_id": source.positions[fitted.kept],
-            "prompt": [texts[row] for row in fitted.kept],
-            "prompt_tokens": [tokens[row] for row in fitted.kept],
+            "prompt_id": source.positions[kept],
+            "prompt": [texts[row] for row in kept],
+            "prompt_tokens": [tokens[row] for row in kept],
         },
         schema=schema.PROMPTS,
     )
     if renderer.template is not None:
-        table = table.append_column(schema.MESSAGES_COLUMN, _messages([prompts[row] for row in fitted.kept]))
+        table = table.append_column(schema.MESSAGES_COLUMN, _messages([prompts[row] for row in kept]))
     others = [name for name in source.table.column_names if name != section.prompt_column]
-    return Loaded(_with_extras(table, source.table.take(fitted.kept).select(others)), fitted.report)
+    return Loaded(_with_extras(table, source.table.take(kept).select(others)), limit.report(source.counts))
 
 
 def _prompts(source: Source, column: str, renderer: Renderer) -> tuple[list[Prompt], list[str]]:
     """The rendered prompts, and their names for errors."""
     if column == DEFAULT_COLUMN and not source.has(column) and source.has(*PAIR):
-        columns = [renderer.opened(source.cells(name)) for name in PAIR]
+        columns = [map(renderer.opened, source.cells(name)) for name in PAIR]
         chosen_at, where = (source.where(name) for name in PAIR)
         cells = [shared_prompt(*row) for row in zip(*columns, chosen_at, where, strict=True)]
     else:
         source.require(column)
         where = source.where(column)
-        cells = [unanswered(*row) for row in zip(renderer.opened(source.cells(column)), where, strict=True)]
+        cells = [unanswered(*row) for row in zip(map(renderer.opened, source.cells(column)), where, strict=True)]
     return [renderer.prompt(*row) for row in zip(cells, where, strict=True)], where
 
 

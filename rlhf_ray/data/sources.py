@@ -28,13 +28,17 @@ def load_table(path: str, split: str = "train", subset: str | None = None) -> pa
     return table
 
 
-def stream_tables(path: str, split: str = "train", subset: str | None = None, rows: int = 1024) -> Iterator[pa.Table]:
+def stream_tables(
+    path: str, split: str = "train", subset: str | None = None, rows: int = 1024, *, lazy: bool = True
+) -> Iterator[pa.Table]:
     """The same rows in the same order, in tables of at most `rows`; little is read before it is asked for.
+
+    A hub dataset is downloaded as its rows are asked for, or whole and into the cache first (lazy=False).
 
     The tables may differ in columns and types as far as each saw only part of the source; `join` unites them.
     """
     if not (local := _local(path)):
-        yield from _stream_hub_dataset(path, split, subset, rows)
+        yield from _stream_hub_dataset(path, split, subset, rows, lazy)
     elif _is_saved(local):
         yield from _arrow_batches(_load_saved(local, split), rows)
     else:
@@ -110,11 +114,11 @@ def _read_hub_dataset(name: str, split: str, subset: str | None) -> pa.Table:
         raise explain_hub_error(name, exc, "dataset") from exc
 
 
-def _stream_hub_dataset(name: str, split: str, subset: str | None, rows: int) -> Iterator[pa.Table]:
-    """Downloads as it goes; without a network, the dataset's copy in the local cache."""
+def _stream_hub_dataset(name: str, split: str, subset: str | None, rows: int, lazy: bool) -> Iterator[pa.Table]:
+    """Downloads as it goes if `lazy`; without a network, the dataset's copy in the local cache."""
     import datasets
 
-    online = _hub_answers(name)
+    online = _hub_answers(name) and lazy
     try:
         yield from _arrow_batches(datasets.load_dataset(name, subset, split=split, streaming=online), rows)
     except (OSError, ValueError, RuntimeError) as exc:

@@ -1,15 +1,18 @@
-"""Conversations written as plain text in the form of Anthropic's hh-rlhf: "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
+"""Conversations written as plain text in the form of Anthropic's hh-rlhf: "\\n\\nHuman: ...\\n\\nAssistant: ...".
+
+The blank line before the first "Human:" may be missing, as it is where somebody stripped the text.
+"""
 
 import re
 from typing import TypeGuard
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_transcript(cell: object) -> TypeGuard[str]:
-    return isinstance(cell, str) and cell.startswith(HUMAN)
+    return isinstance(cell, str) and (cell.startswith(HUMAN) or (cell.startswith(HUMAN.lstrip()) and ASSISTANT in cell))
 
 
 def read_transcript(text: str) -> list[dict[str, str]]:
@@ -27,3 +30,10 @@ def split_transcript(text: str) -> tuple[str, str]:
         return text + ASSISTANT, ""
     end = text.rfind(ASSISTANT) + len(ASSISTANT)
     return text[:end], text[end:]
+
+
+def answers(text: str) -> list[tuple[int, int]]:
+    """[start, end) of everything that the assistant says, in characters of the transcript."""
+    turns = list(_SPEAKER.finditer(text))
+    ends = [*(turn.start() for turn in turns[1:]), len(text)]
+    return [(turn.end(), end) for turn, end in zip(turns, ends, strict=True) if turn[1] == "Assistant"]

@@ -122,7 +122,7 @@ def test_every_prompters_message_of_a_tree_is_a_prompt_with_what_came_before(wri
         {"prompt_id": 3, "messages": [user("a"), assistant("B"), user("c")], "lang": "en"},
         {"prompt_id": 4, "messages": [user("x")], "lang": "de"},
     ]
-    assert (loaded.report.rows.read, loaded.report.rows.other_messages, loaded.report.left_out) == (5, 2, 0)
+    assert (loaded.report.rows.read, loaded.report.rows.other_messages, loaded.report.rows.left_out) == (5, 2, 0)
     assert "2 other messages of the trees" in loaded.report.describe()
 
 

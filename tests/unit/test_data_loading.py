@@ -260,7 +260,12 @@ def test_a_long_pair_is_cut_equally(write, bos_tokenizer):
     path = write({"prompt": "abcdef", "chosen": "gh", "rejected": "i"})
     section = PreferenceDataSection(path=path, max_tokens=6, too_long="truncate")
     (row,) = load_preferences(section, bos_tokenizer).table.to_pylist()
-    assert row == {"chosen_tokens": [0, 6, 7, 8, 9, 1], "rejected_tokens": [0, 6, 7, 10, 1], "prompt_length": 3, "margin": None}
+    assert row == {
+        "chosen_tokens": [0, 6, 7, 8, 9, 1],
+        "rejected_tokens": [0, 6, 7, 10, 1],
+        "prompt_length": 3,
+        "margin": None,
+    }
 
 
 @pytest.mark.parametrize(

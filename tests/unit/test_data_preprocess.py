@@ -78,7 +78,7 @@ def test_dropped_rows_are_counted_and_ids_stay_those_of_the_source(section, toke
     loaded = load_prompts(section("odd", prompt_column="question"), tokenizer, 99)
     assert loaded.table["prompt_id"].to_pylist() == [1, 3, 5]
     assert "3 dropped by preprocess" in loaded.report.describe()
-    assert loaded.report.left_out == 0
+    assert loaded.report.rows.left_out == 0
 
 
 def test_max_samples_chooses_among_what_is_left(section, tokenizer):
