@@ -40,13 +40,13 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
 
 
 @torch.no_grad()
-def whiten(advantages: Tensor, mask: Tensor, moments: Moments, shift_mean: bool = True) -> Tensor:
-    """Advantages `[batch, time]` scaled to standard deviation 1, and to mean 0 unless `shift_mean` is off.
+def whiten(advantages: Tensor, mask: Tensor, moments: Moments, centre: bool = True) -> Tensor:
+    """Advantages `[batch, time]` scaled to mean 0 and standard deviation 1; not `centre`d, to mean square 1.
 
-    `moments` are those of the whole iteration, over all ranks and micro-batches. Padding gets 0. With `shift_mean` off
-    the mean is put back after the scaling.
+    `moments` are those of the whole iteration, over all ranks and micro-batches. Padding gets 0. Without centring a 0
+    stays exactly 0: for advantages that are differences to their own group's mean already.
     """
+    mean = moments.mean if centre else 0.0
+    variance = moments.std**2 + (moments.mean - mean) ** 2
     # Epsilon on the variance, not on the deviation: advantages that differ by rounding only stay near zero.
-    scale = (moments.std**2 + 1e-8) ** -0.5
-    whitened = (advantages - moments.mean) * scale + (0.0 if shift_mean else moments.mean)
-    return torch.where(mask, whitened, 0)
+    return torch.where(mask, (advantages - mean) * (variance + 1e-8) ** -0.5, 0)

@@ -46,13 +46,27 @@ def kl_estimate(
     assert_never(estimator)
 
 
+def warmed_up(coef: float, iteration: int, warmup_iterations: int) -> float:
+    """The coefficient that iteration `iteration` (from 0) trains with: it rises linearly from 0, as learning rates do.
+
+    At first the policy is its own reference; a penalty at full strength would hold back the first steps towards the
+    reward on account of KL estimates that are mostly noise.
+    """
+    return coef * min(iteration / warmup_iterations, 1.0) if warmup_iterations else coef
+
+
 @dataclass(frozen=True)
 class FixedKL:
-    """A coefficient that stays as configured."""
+    """A coefficient that stays as configured, once warmed up."""
 
     coef: float
+    warmup_iterations: int = 0
 
-    def update(self, observed_kl_per_response: float, samples: int) -> None:
+    def coef_at(self, iteration: int) -> float:
+        """The coefficient of iteration `iteration`, counted from 0."""
+        return warmed_up(self.coef, iteration, self.warmup_iterations)
+
+    def update(self, observed_kl_per_response: float, samples: int, iteration: int) -> None:
         """Nothing to steer."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,9 +91,16 @@ class AdaptiveKL:
     coef: float
     target: float
     horizon: int
+    warmup_iterations: int = 0
 
-    def update(self, observed_kl_per_response: float, samples: int) -> None:
-        """Moves the coefficient after `samples` responses with this mean KL (summed over tokens, in nats).
+    def coef_at(self, iteration: int) -> float:
+        """The coefficient of iteration `iteration`, counted from 0."""
+        return warmed_up(self.coef, iteration, self.warmup_iterations)
+
+    def update(self, observed_kl_per_response: float, samples: int, iteration: int) -> None:
+        """Moves the coefficient after an iteration of `samples` responses with this mean KL (over tokens, in nats).
+
+        While it warms up it is not steered: the KL says nothing about a coefficient that is not in force yet.
 
         Raises DataError for NaN, which would stay in the coefficient for good.
         """
@@ -88,6 +109,8 @@ class AdaptiveKL:
                 f"The adaptive KL controller got NaN as the mean KL of {samples} responses. Log-probs of the policy or "
                 "of the reference are not finite: check both models, or lower learner.learning_rate."
             )
+        if iteration < self.warmup_iterations:
+            return
         error = min(max(observed_kl_per_response / self.target - 1, -0.2), 0.2)
         self.coef *= 1 + error * min(samples / self.horizon, 1.0)
 
@@ -103,10 +126,10 @@ class AdaptiveKL:
 def make_kl_controller(section: KLSection) -> FixedKL | AdaptiveKL:
     """The controller that the configuration asks for; ConfigError for an adaptive one that could never move."""
     if section.controller == "fixed":
-        return FixedKL(section.coef)
+        return FixedKL(section.coef, section.warmup_iterations)
     if section.coef == 0:
         raise ConfigError(
             "kl.controller is adaptive and kl.coef is 0: the controller multiplies, so the coefficient would stay 0. "
             "Give kl.coef a positive start, or set kl.controller to fixed."
         )
-    return AdaptiveKL(section.coef, section.target, section.horizon)
+    return AdaptiveKL(section.coef, section.target, section.horizon, section.warmup_iterations)

@@ -74,7 +74,7 @@ def generator_logprobs_serve(config: PPOConfig) -> bool:
     if corrected and not same_distribution:
         raise ConfigError(
             "ppo.tis_cap: the generator's log-probs are raw ones, and with generation.temperature other than 1, top_k "
-            "or top_p they are not those it sampled by. Leave ppo.tis_cap out, or sample at temperature 1 from all tokens."
+            "or top_p they are not those it sampled by. Leave ppo.tis_cap out, or sample at temperature 1."
         )
     if corrected and choice == "generator":
         raise ConfigError(

@@ -44,6 +44,7 @@ Fetch = Callable[[int], tuple[pa.Table, pa.Table | None]]
 class Micro:
     """One micro-batch of samples; [batch, time] tensors over response tokens, filled in as PPO proceeds."""
 
+    members: list[int]  # its samples' places in the index; none in a pass without samples
     batch: TokenBatch
     behaviour: Tensor  # the generator's raw log-probs
     reference: Tensor | None  # the reference's log-probs; None without a reference, and in a pass without samples
@@ -92,6 +93,7 @@ def _load(
     )
     reference = [columns.reference[row] for columns, row in places if columns.reference is not None]
     return Micro(
+        [int(member) for member in members],
         batch,
         behaviour=batch.rows([columns.behaviour[row] for columns, row in places]),
         reference=batch.rows(reference) if reference else None,
@@ -101,4 +103,4 @@ def _load(
 
 def _empty(device: torch.device) -> Micro:
     batch = TokenBatch.empty(device)
-    return Micro(batch, torch.zeros(batch.mask.shape, device=device), None, torch.zeros(1, device=device))
+    return Micro([], batch, torch.zeros(batch.mask.shape, device=device), None, torch.zeros(1, device=device))

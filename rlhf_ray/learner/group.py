@@ -37,6 +37,13 @@ class LearnerGroup:
         dist.all_reduce(total)
         return total.cpu().numpy()
 
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks of a tensor of one shape on all of them; a new tensor on the same device."""
+        summed = values.to(self.device, copy=True)
+        if self.size > 1:
+            dist.all_reduce(summed)
+        return summed.to(values.device)
+
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()

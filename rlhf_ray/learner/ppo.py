@@ -7,6 +7,8 @@ Passes that would compute the same numbers twice are not made:
   own sequence's values, so advantages follow from the update's own forward pass.
 - With a value head, the same holds where the whole minibatch is one micro-batch on every rank: whitening needs them
   all.
+- Without a critic advantages need no pass of their own, unless the KL penalty is part of the reward and the old
+  log-probs are the learner's. With a single minibatch the update's first pass yields these too.
 
 The audit rides on the first pass over each sample at the weights that generated it, before the first optimiser step.
 """
@@ -19,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.advantages import gae, token_rewards, whiten
 from rlhf_ray.algorithms.kl import kl_estimate
-from rlhf_ray.algorithms.losses import policy_loss, value_loss
-from rlhf_ray.algorithms.masked import Moments
+from rlhf_ray.config.algorithm import critic_kind, generator_logprobs_serve, loss_average
 from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.experience import Fetch, Micro, RolloutIndex, load_micros
 from rlhf_ray.learner.group import LearnerGroup, Sums
 from rlhf_ray.learner.plan import epoch_order, microbatches, minibatches
+from rlhf_ray.learner.ppo_advantages import Advantages
+from rlhf_ray.learner.ppo_audit import GapMeter
+from rlhf_ray.learner.ppo_loss import Minibatch, PPOLoss
 from rlhf_ray.learner.trainable import StepStats, Trainable
 from rlhf_ray.models.networks import PolicyOutput
 from rlhf_ray.weights.audit import LogprobGap
@@ -46,7 +48,7 @@ class PPOIteration:
 
 
 class PPOObjective:
-    """Runs the PPO epochs of an iteration over a policy and, unless it carries a value head, a critic."""
+    """Runs the PPO epochs of an iteration over a policy and, if there is a separate one, a critic."""
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class PPOObjective:
         check_gap: Callable[[LogprobGap, int], None],
     ) -> None:
         self.policy, self.critic, self.config, self.group, self.check_gap = policy, critic, config, group, check_gap
+        self.value_head = critic_kind(config) == "value_head"
         self.old_from_generator = generator_logprobs_serve(config)
 
     def train(self, index: RolloutIndex, fetch: Fetch, iteration: PPOIteration) -> tuple[dict[str, float], LogprobGap]:
@@ -67,24 +70,8 @@ class PPOObjective:
         run = _Iteration(self, index, fetch, iteration)
         run.prepare()
         run.epochs()
-        return run.metrics(), run.gap
-
-
-def generator_logprobs_serve(config: PPOConfig) -> bool:
-    """Whether the generator's log-probs are the old ones: only raw, untempered, untruncated ones can be.
-
-    Raises ConfigError where they were asked for and cannot serve.
-    """
-    generation, choice = config.generation, config.ppo.old_logprobs
-    same_distribution = generation.temperature == 1.0 and generation.top_k == 0 and generation.top_p == 1.0
-    if choice == "generator" and not same_distribution:
-        raise ConfigError(
-            "ppo.old_logprobs: the generator's log-probs are raw ones, and with generation.temperature other than 1, "
-            "top_k or top_p the ratio to the learner's would be biased. Set ppo.old_logprobs=learner (or auto)."
-        )
-    if choice == "auto":
-        return same_distribution and not config.run.exact
-    return choice == "generator"
+        assert run.audit.gap is not None
+        return run.metrics(), run.audit.gap
 
 
 class _Iteration:
@@ -93,44 +80,57 @@ class _Iteration:
     def __init__(self, objective: PPOObjective, index: RolloutIndex, fetch: Fetch, iteration: PPOIteration) -> None:
         self.o, self.index, self.iteration = objective, index, iteration
         self.config, self.group = objective.config, objective.group
-        ppo, seed = self.config.ppo, [self.config.run.seed, iteration.number]
-        self.seed = seed
-        self.members = minibatches(len(index), ppo.samples_per_minibatch or len(index), seed)
-        self.tokens = [max(int(index.response_length[m].sum()), 1) for m in self.members]
-        budget, rank, ranks = self.config.learner.tokens_per_microbatch, self.group.rank, self.group.size
-        self.micros = [
-            load_micros(microbatches(m, index.lengths, ranks, budget)[rank], index, fetch, self.group.device)
-            for m in self.members
-        ]
-        self.sums, self.kl_sums, self.gap_sums, self.audited = Sums(), Sums(), Sums(), False
+        self.seed = [self.config.run.seed, iteration.number]
+        self.minibatches = self._load(fetch)
+        self.micros = [micro for minibatch in self.minibatches for micro in minibatch.micros]
+        self.advantages = Advantages(self.config, index, self.group, iteration.kl_coef)
+        self.loss = PPOLoss(self.config, iteration.kl_coef)
+        self.audit = GapMeter(self.group, objective.check_gap, iteration.number)
+        self.kl_sums = Sums()
         self.steps: dict[str, list[StepStats]] = {"policy": [], "critic": []}
-        self.have_advantages = self.stopped_early = False
+        self.stopped_early = False
+
+    def _load(self, fetch: Fetch) -> list[Minibatch]:
+        """All minibatches, with the micro-batches that are this rank's."""
+        index, size = self.index, self.config.ppo.samples_per_minibatch or len(self.index)
+        budget, group, average = self.config.learner.tokens_per_microbatch, self.group, loss_average(self.config)
+        loaded = []
+        for members in minibatches(len(index), size, self.seed):
+            plan = microbatches(members, index.lengths, group.size, budget)[group.rank]
+            micros = load_micros(plan, index, fetch, group.device)
+            loaded.append(Minibatch.of(micros, index.response_length[members], average))
+        return loaded
 
     # -- before the first step -----------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Old log-probs and old values where the update's own passes cannot yield them."""
-        o = self.o
+        """Old log-probs, old values and advantages where the update's own passes cannot yield them."""
+        o, single = self.o, len(self.minibatches) == 1
         if o.old_from_generator:
-            for micro in self._all():
-                micro.old_logprobs = micro.behaviour
-        if o.critic is None and len(self.members) == len(self.micros[0]) == 1 and not self.iteration.policy_frozen:
+            for micro in self.micros:
+                self._set_old(micro, micro.behaviour)
+        if o.critic is None and len(self.micros) == 1 and not self.iteration.policy_frozen:
             return  # _first_pass
-        if not o.old_from_generator or o.critic is None or self.iteration.policy_frozen:
-            for micro in self._all():
+        if self._pass_ahead(single):
+            for micro in self.micros:
                 self._old_from_policy(micro)
-            self._audit_done()
-        if o.critic is not None and len(self.members) > 1:
-            for micro in self._all():
+            self.audit.close()
+        if o.critic is not None and single:
+            return  # _critic_step
+        for micro in self.micros:
+            if o.critic is not None:
                 with torch.no_grad():
                     micro.old_values = micro.batch.pad(o.critic.network(micro.batch))
-        if o.critic is None or len(self.members) > 1:
-            for micro in self._all():
-                self._set_advantages(micro)
-            self._whiten()
+            self.advantages.add(micro)
+        self.advantages.finish(self.micros)
 
-    def _all(self) -> list[Micro]:
-        return [micro for minibatch in self.micros for micro in minibatch]
+    def _pass_ahead(self, single: bool) -> bool:
+        """Whether the policy must be asked before its update. Asked of a `single` minibatch, every sample's first pass
+        is one over an unmoved policy."""
+        if self.o.value_head or self.iteration.policy_frozen:
+            return True
+        first_pass_serves = single and self.o.critic is None and not self.advantages.need_old_logprobs
+        return not self.o.old_from_generator and not first_pass_serves
 
     @torch.no_grad()
     def _old_from_policy(self, micro: Micro) -> None:
@@ -140,112 +140,57 @@ class _Iteration:
         """Old log-probs and values as the unmoved policy has them, and the audit of its raw log-probs."""
         assert output.raw_logprobs is not None
         if not self.o.old_from_generator:
-            micro.old_logprobs = micro.batch.pad(output.logprobs.detach())
+            self._set_old(micro, micro.batch.pad(output.logprobs.detach()))
         if output.values is not None:
             micro.old_values = micro.batch.pad(output.values.detach())
-        self._audit(micro, micro.batch.pad(output.raw_logprobs))
+        self.audit.add(micro, micro.batch.pad(output.raw_logprobs))
 
-    @torch.no_grad()
-    def _set_advantages(self, micro: Micro) -> None:
-        """GAE over this micro-batch's sequences, and the statistics of what went in."""
-        ppo, kl, old = self.config.ppo, self.config.kl, micro.old_logprobs
-        penalty, reference = None, micro.reference
-        if reference is not None and kl.placement == "reward":
-            penalty = kl_estimate(old, reference, kl.estimator)
+    def _set_old(self, micro: Micro, logprobs: Tensor) -> None:
+        """The old log-probs, [batch, time], and how far they are from the reference's."""
+        micro.old_logprobs, reference = logprobs, micro.reference
         for name, estimator in KL_METRICS.items():
-            observed = kl_estimate(old, old if reference is None else reference, estimator, micro.mask)
+            observed = kl_estimate(logprobs, logprobs if reference is None else reference, estimator, micro.mask)
             self.kl_sums.add(**{name: observed.sum()})
         self.kl_sums.add(referenced=micro.mask.sum() * (reference is not None))
-        rewards = token_rewards(micro.scores, micro.mask, penalty, self.iteration.kl_coef)
-        micro.advantages, micro.returns = gae(rewards, micro.old_values, micro.mask, ppo.gamma, ppo.gae_lambda)
-
-    def _whiten(self) -> None:
-        self.have_advantages = True
-        self._value_statistics()
-        if not self.config.ppo.whiten_advantages:
-            return
-        local = Moments()
-        for micro in self._all():
-            local += Moments.of(micro.advantages, micro.mask)
-        total = Moments(**self.group.reduce(vars(local)))
-        for micro in self._all():
-            micro.advantages = whiten(micro.advantages, micro.mask, total)
-
-    def _value_statistics(self) -> None:
-        returns, errors = Moments(), Moments()
-        for micro in self._all():
-            returns += Moments.of(micro.returns, micro.mask)
-            errors += Moments.of(micro.returns - micro.old_values, micro.mask)
-        returns, errors = (Moments(**self.group.reduce(vars(m))) for m in (returns, errors))
-        variance = returns.std**2
-        self.values = {
-            "value/returns_mean": returns.mean,
-            "value/explained_variance": 1 - errors.std**2 / variance if variance else 0.0,
-        }
-
-    # -- the audit -----------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _audit(self, micro: Micro, raw_logprobs: Tensor) -> None:
-        difference = torch.where(micro.mask, micro.behaviour - raw_logprobs, 0)
-        gap = difference.abs().nan_to_num(torch.inf, torch.inf)
-        self.gap_sums.add(gap=gap.sum(), bias=difference.sum(), tokens=micro.mask.sum())
-        self.gap_sums.largest(largest=gap.amax())
-
-    def _audit_done(self) -> None:
-        """Merge the ranks' gaps; past the tolerance every rank raises, before the policy has moved."""
-        total = self.gap_sums.over(self.group)
-        tokens = max(total["tokens"], 1.0)
-        self.gap = LogprobGap(total["gap"] / tokens, total["largest"], total["bias"] / tokens, int(total["tokens"]))
-        self.o.check_gap(self.gap, self.iteration.number)
-        self.audited = True
 
     # -- the epochs ----------------------------------------------------------------------------------------------------
 
     def epochs(self) -> None:
-        ppo = self.config.ppo
-        for epoch in range(ppo.ppo_epochs):
-            for minibatch in epoch_order(len(self.members), epoch, self.seed):
+        for epoch in range(self.config.ppo.ppo_epochs):
+            for number in epoch_order(len(self.minibatches), epoch, self.seed):
                 if self.o.critic is not None:
-                    self._critic_step(self.micros[minibatch], self.tokens[minibatch])
+                    self._critic_step(self.minibatches[number])
                 if self.iteration.policy_frozen and self.o.critic is not None:
                     continue
-                self._policy_step(self.micros[minibatch], self.tokens[minibatch])
+                self._policy_step(self.minibatches[number])
                 if self.stopped_early:
                     return
 
-    def _critic_step(self, micros: list[Micro], tokens: int) -> None:
-        critic = self.o.critic
+    def _critic_step(self, minibatch: Minibatch) -> None:
+        critic, first = self.o.critic, not self.advantages.finished
         assert critic is not None
-        first = not self.have_advantages
-        for micro in micros:
+        for micro in minibatch.micros:
             values = micro.batch.pad(critic.network(micro.batch))
             if first:
                 micro.old_values = values.detach()
-                self._set_advantages(micro)
-            critic.backward(self._value_loss(values, micro) / tokens)
+                self.advantages.add(micro)
+            critic.backward(self.loss.value(values, micro, minibatch))
         self.steps["critic"].append(critic.step())
         if first:
-            self._whiten()
+            self.advantages.finish(self.micros)
 
-    def _value_loss(self, values: Tensor, micro: Micro) -> Tensor:
-        loss = value_loss(values, micro.old_values, micro.returns, micro.mask, self.config.ppo.value_clip_range)
-        self.sums.add(value_loss=loss.loss_sum, value_clipped=loss.clipped_tokens, value_tokens=micro.mask.sum())
-        return loss.loss_sum
-
-    def _policy_step(self, micros: list[Micro], tokens: int) -> None:
+    def _policy_step(self, minibatch: Minibatch) -> None:
         """One optimiser step of the policy; none, and `stopped_early`, when it has moved past ppo.target_kl already."""
         policy, frozen, limit = self.o.policy, self.iteration.policy_frozen, self.config.ppo.target_kl
-        moved = Sums()
-        for micro in micros:
-            audit = not self.audited
+        audit, moved = self.audit.gap is None, Sums()
+        for micro in minibatch.micros:
             output = policy.network(micro.batch, self.config.generation.temperature, with_raw=audit)
             if audit:
                 self._first_pass(micro, output)
-            policy.backward(self._objective(output, micro, moved) / tokens)
-        if not self.audited:
-            self._audit_done()
-        if limit is not None and not frozen and moved.over(self.group)["kl"] / tokens > limit:
+            policy.backward(self._objective(output, micro, minibatch, moved))
+        if audit:
+            self.audit.close()
+        if limit is not None and not frozen and moved.over(self.group)["kl"] / minibatch.tokens > limit:
             policy.discard()
             self.stopped_early = True
             return
@@ -254,55 +199,29 @@ class _Iteration:
     def _first_pass(self, micro: Micro, output: PolicyOutput) -> None:
         """What the first pass over an unmoved policy is good for, before its loss."""
         self._take_old(micro, output)
-        if not self.have_advantages:  # the only micro-batch, and its values came just now
-            self._set_advantages(micro)
-            self._whiten()
+        if not self.advantages.finished:  # the only micro-batch, and what it needs came just now
+            self.advantages.add(micro)
+            self.advantages.finish(self.micros)
 
-    def _objective(self, output: PolicyOutput, micro: Micro, moved: Sums) -> Tensor:
-        """Sum over the micro-batch's tokens of everything that trains the policy network."""
+    def _objective(self, output: PolicyOutput, micro: Micro, minibatch: Minibatch, moved: Sums) -> Tensor:
+        """Everything that trains the policy network, as this micro-batch's share of the minibatch's loss."""
         total = output.logprobs.new_zeros(())
         if output.values is not None:
-            total = total + self.config.ppo.value_loss_coef * self._value_loss(micro.batch.pad(output.values), micro)
+            values = micro.batch.pad(output.values)
+            total = total + self.config.ppo.value_loss_coef * self.loss.value(values, micro, minibatch)
         if not self.iteration.policy_frozen:
-            total = total + self._policy_loss(output, micro, moved)
-        return total
-
-    def _policy_loss(self, output: PolicyOutput, micro: Micro, moved: Sums) -> Tensor:
-        ppo, kl, batch = self.config.ppo, self.config.kl, micro.batch
-        logprobs = batch.pad(output.logprobs)
-        loss = policy_loss(logprobs, micro.old_logprobs, micro.advantages, micro.mask, ppo.clip_range)
-        entropy, total = output.entropy.sum(), loss.loss_sum
-        if ppo.entropy_coef:
-            total = total - ppo.entropy_coef * entropy
-        if kl.placement == "loss" and micro.reference is not None:
-            penalty = kl_estimate(logprobs, micro.reference, kl.estimator, micro.mask)
-            total = total + self.iteration.kl_coef * penalty.sum()
-        self.sums.add(policy_loss=loss.loss_sum, clipped=loss.clipped_tokens, ratio=loss.ratio_sum)
-        self.sums.add(approx_kl=loss.approx_kl_sum, entropy=entropy, tokens=micro.mask.sum())
-        self.sums.largest(ratio_max=loss.ratio_max)
-        moved.add(kl=loss.approx_kl_sum)
+            total = total + self.loss.policy(output, micro, minibatch, moved)
         return total
 
     # -- afterwards ----------------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
         """Global means over the epochs run, with the names of the field."""
-        sums, kl, samples = self.sums.over(self.group), self.kl_sums.over(self.group), len(self.index)
-        metrics = {"policy/stopped_early": float(self.stopped_early), **self.values}
-        if tokens := sums.get("tokens"):
-            metrics |= {
-                "loss/policy": sums["policy_loss"] / tokens,
-                "policy/clip_fraction": sums["clipped"] / tokens,
-                "policy/ratio_mean": sums["ratio"] / tokens,
-                "policy/ratio_max": sums["ratio_max"],
-                "policy/entropy": sums["entropy"] / tokens,
-                "policy/approx_kl": sums["approx_kl"] / tokens,
-            }
-        if value_tokens := sums.get("value_tokens"):
-            metrics["loss/value"] = sums["value_loss"] / value_tokens
-            metrics["value/clip_fraction"] = sums["value_clipped"] / value_tokens
+        metrics = {"policy/stopped_early": float(self.stopped_early)}
+        metrics |= self.advantages.metrics | self.loss.metrics(self.group)
+        kl = self.kl_sums.over(self.group)
         if kl["referenced"]:
-            metrics |= {name: kl[name] / samples for name in KL_METRICS}
+            metrics |= {name: kl[name] / len(self.index) for name in KL_METRICS}
         for name, steps in self.steps.items():
             if steps:
                 metrics[f"{name}/grad_norm"] = float(np.mean([step.grad_norm for step in steps]))

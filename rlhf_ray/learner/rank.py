@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
+from rlhf_ray.config.algorithm import critic_kind
 from rlhf_ray.config.common import ModelSection
 from rlhf_ray.config.ppo import CriticSection
 from rlhf_ray.data.templates import NAMED
@@ -56,7 +57,7 @@ class LearnerRank:
         """The stage's main model, made trainable; a PPO run gets its critic too."""
         config = self.config
         if isinstance(config, RewardModelConfig):
-            model = load_scalar_lm(config.model.name, **_load_options(config.model))
+            model = load_scalar_lm(config.model.name, quantization=config.model.quantization, **_load_options(config.model))
             if not _is_scalar(config.model.name, config.model):
                 _small_start(model)
             self._prepare(model, config.model)
@@ -64,9 +65,10 @@ class LearnerRank:
             return model
         model = load_causal_lm(config.model)
         self._prepare(model, config.model)
-        value_head = isinstance(config, PPOConfig) and critic_kind(config) == "value_head"
-        self.trainables["policy"] = self._trainable(PolicyNetwork(model, value_head), config.learner.learning_rate)
-        if isinstance(config, PPOConfig) and not value_head:
+        critic = critic_kind(config) if isinstance(config, PPOConfig) else "none"
+        network = PolicyNetwork(model, value_head=critic == "value_head")
+        self.trainables["policy"] = self._trainable(network, config.learner.learning_rate)
+        if isinstance(config, PPOConfig) and critic == "separate":
             self.trainables["critic"] = self._critic(config, model.config)
         return model
 
@@ -118,7 +120,8 @@ class LearnerRank:
     # -- objectives ----------------------------------------------------------------------------------------------------
 
     def sft(self, table: pa.Table, eval_table: pa.Table | None) -> SFTObjective:
-        return SFTObjective(self.trainables["policy"], table, eval_table, self.group)
+        assert isinstance(self.config, SFTConfig)
+        return SFTObjective(self.trainables["policy"], self.config, table, eval_table, self.group)
 
     def pairwise(self, table: pa.Table, eval_table: pa.Table | None) -> PairwiseObjective:
         return PairwiseObjective(self.trainables["reward"], table, eval_table, self.group)
@@ -155,13 +158,6 @@ class LearnerRank:
         """The stage's model as a Hugging Face folder; every rank calls, rank 0 writes."""
         main = next(iter(self.trainables.values()))
         save_model(folder, main, self.model, self.tokenizer, self.config.model.lora, stats)
-
-
-def critic_kind(config: PPOConfig) -> str:
-    """`auto` resolved: a value head under LoRA, else a network of its own."""
-    if config.critic.kind != "auto":
-        return config.critic.kind
-    return "value_head" if config.model.lora is not None else "separate"
 
 
 def critic_source(config: PPOConfig) -> str:

@@ -172,10 +172,14 @@ class PPOTrainer(StopRequests):
             actors.write_rollouts(f"iteration-{number:06d}", rollouts, composed.total)
 
             metrics |= describe_rollouts(rollouts, composed)
-            metrics |= {"kl/coef": self.kl.coef, "weights/version": sync.version, "seconds/sync": sync.seconds}
+            metrics |= {
+                "kl/coef": self.kl.coef_at(iteration),
+                "weights/version": sync.version,
+                "seconds/sync": sync.seconds,
+            }
             metrics["seconds/total"] = time.monotonic() - started
             metrics |= throughput(rollouts, metrics["seconds/total"])
-            self.kl.update(metrics.get("kl/mean", 0.0), int(composed.keep.sum()))
+            self.kl.update(metrics.get("kl/mean", 0.0), int(composed.keep.sum()), iteration)
             result.history.append(metrics)
             result.iterations = self._whole = number
             session.trackers.log(number, metrics)
@@ -220,7 +224,7 @@ class PPOTrainer(StopRequests):
         """The PPO epochs on the kept samples."""
         started = time.monotonic()
         frozen = iteration < self.config.critic.warmup_iterations
-        step = PPOIteration(iteration, self.kl.coef, frozen)
+        step = PPOIteration(iteration, self.kl.coef_at(iteration), frozen)
         index = rollouts.index(self._shape(rollouts, composed), composed.keep)
         samples = [batch.samples for batch in rollouts.batches]
         references = [batch.reference for batch in rollouts.batches] if actors.reference is not None else None

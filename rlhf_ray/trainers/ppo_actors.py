@@ -17,12 +17,12 @@ from rlhf_ray.actors.pool import ActorPool
 from rlhf_ray.actors.reference import Reference
 from rlhf_ray.actors.writer import RolloutWriter
 from rlhf_ray.config import PPOConfig
+from rlhf_ray.config.algorithm import critic_kind
 from rlhf_ray.config.arithmetic import ppo_arithmetic
 from rlhf_ray.config.common import ModelSection
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.hub import check_model, explain_hub_error, load_tokenizer
-from rlhf_ray.learner.ppo import generator_logprobs_serve
-from rlhf_ray.learner.rank import critic_kind, critic_source
+from rlhf_ray.learner.rank import critic_source
 from rlhf_ray.rewards.check import check_rewards
 from rlhf_ray.schema import REWARD_PREFIX
 from rlhf_ray.trainers.rollout_actors import RolloutActors
@@ -34,7 +34,6 @@ from rlhf_ray.weights.publish import WeightSync, choose_transport
 def check_before_start(config: PPOConfig) -> PreTrainedTokenizerBase:
     """Everything that can be found wrong without an actor; returns the policy's tokenizer."""
     ppo_arithmetic(config)
-    generator_logprobs_serve(config)  # refuses ppo.old_logprobs=generator where it would be biased
     check_model(config.model.name, config.model.revision)
     if config.reference.model:
         check_model(config.reference.model)

@@ -139,7 +139,9 @@ def test_whiten_by_hand():
     s = math.sqrt(5)
     expected = torch.tensor([[-3 / s, -1 / s, 0.0], [1 / s, 3 / s, 0.0]])
     torch.testing.assert_close(whiten(x, mask, moments), expected)
-    torch.testing.assert_close(whiten(x, mask, moments, shift_mean=False), torch.where(mask, expected + 4, 0.0))
+    # Not centred: the mean square is 16 + 5 = 21.
+    expected = torch.where(mask, x / math.sqrt(21), 0.0)
+    torch.testing.assert_close(whiten(x, mask, moments, centre=False), expected)
 
 
 def test_whitened_advantages_have_mean_0_and_std_1():

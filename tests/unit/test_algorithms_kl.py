@@ -82,7 +82,7 @@ def test_padding_is_zero_and_gets_no_gradient(estimator, garbage):
 
 def test_fixed_controller_ignores_what_it_sees():
     controller = FixedKL(0.3)
-    controller.update(1e9, 64)
+    controller.update(1e9, 64, 0)
     controller.load_state_dict(controller.state_dict())
     assert controller.coef == 0.3
 
@@ -102,32 +102,32 @@ def test_fixed_controller_ignores_what_it_sees():
 )
 def test_adaptive_controller_by_hand(observed, samples, expected):
     controller = AdaptiveKL(coef=0.1, target=6.0, horizon=1000)
-    controller.update(observed, samples)
+    controller.update(observed, samples, 0)
     assert controller.coef == pytest.approx(expected)
 
 
 def test_adaptive_controller_settles_on_its_target():
     controller = AdaptiveKL(coef=5.0, target=6.0, horizon=1000)
     for _ in range(200):
-        controller.update(3.0 / controller.coef, 500)  # a policy whose KL is 3 / coef: on target at 0.5
+        controller.update(3.0 / controller.coef, 500, 0)  # a policy whose KL is 3 / coef: on target at 0.5
     assert controller.coef == pytest.approx(0.5, rel=1e-3)
 
 
 def test_adaptive_controller_refuses_nan():
     controller = AdaptiveKL(coef=0.1, target=6.0, horizon=1000)
     with pytest.raises(DataError, match="64 responses"):
-        controller.update(NAN, 64)
+        controller.update(NAN, 64, 0)
     assert controller.coef == 0.1
 
 
 def test_adaptive_state_round_trip():
     first = AdaptiveKL(coef=0.1, target=6.0, horizon=1000)
-    first.update(9.0, 300)
+    first.update(9.0, 300, 0)
     resumed = AdaptiveKL(coef=0.1, target=6.0, horizon=1000)
     resumed.load_state_dict(first.state_dict())
     assert resumed == first
-    first.update(2.0, 300)
-    resumed.update(2.0, 300)
+    first.update(2.0, 300, 0)
+    resumed.update(2.0, 300, 0)
     assert resumed.coef == first.coef != 0.1
 
 

@@ -8,22 +8,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.algorithms.losses import pairwise_loss, policy_loss, sft_loss, value_loss
+from rlhf_ray.algorithms.losses import Clip, pairwise_loss, policy_loss, sft_loss, value_loss
 
 pytestmark = pytest.mark.unit
 
 NAN, INF = math.nan, math.inf
+CLIP = Clip(0.2, 0.2)
 
 
 def numbers(result):
     return {name: value.item() for name, value in vars(result).items()}
 
 
-def one_token(ratio, advantage, clip_range=0.2):
+def one_token(ratio, advantage, clip=CLIP):
     """(loss, gradient with respect to the log-prob) of a single token."""
     logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)
     result = policy_loss(
-        logprobs, torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1, dtype=torch.bool), clip_range
+        logprobs, torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1, dtype=torch.bool), clip
     )
     result.loss_sum.backward()
     return result, logprobs.grad.item()
@@ -60,7 +61,7 @@ def test_policy_statistics_by_hand():
     # Losses: -1.2 (clipped), -0.25, 3. k3 of (old || new) with l = old - new: exp(-l) - 1 + l,
     # so 2 - 1 - log 2, then 1/4 - 1 + 2 log 2, then 0.
     approx_kl = 0.25 + math.log(2)
-    assert numbers(policy_loss(logprobs, old, advantages, mask, 0.2)) == pytest.approx(
+    assert numbers(policy_loss(logprobs, old, advantages, mask, CLIP)) == pytest.approx(
         {"loss_sum": 1.55, "clipped_tokens": 1, "ratio_sum": 3.25, "ratio_max": 2.0, "approx_kl_sum": approx_kl}
     )
 
@@ -70,7 +71,7 @@ def test_policy_statistics_by_hand():
 def test_an_extreme_ratio_stays_finite(advantage, log_ratio):
     logprobs = torch.tensor([[log_ratio]], requires_grad=True)
     mask = torch.ones(1, 1, dtype=torch.bool)
-    result = policy_loss(logprobs, torch.zeros(1, 1), torch.tensor([[advantage]]), mask, 0.2)
+    result = policy_loss(logprobs, torch.zeros(1, 1), torch.tensor([[advantage]]), mask, CLIP)
     result.loss_sum.backward()
     assert all(math.isfinite(number) for number in numbers(result).values())
     assert logprobs.grad.isfinite().all()
@@ -130,7 +131,7 @@ def test_pairwise_loss_of_extreme_margins_is_finite():
 @pytest.mark.parametrize("shape", [(2, 3), (0, 3), (2, 0)])
 def test_nothing_gives_zero(shape):
     garbage, mask = torch.full(shape, NAN), torch.zeros(shape, dtype=torch.bool)
-    assert set(numbers(policy_loss(garbage, garbage, garbage, mask, 0.2)).values()) == {0}
+    assert set(numbers(policy_loss(garbage, garbage, garbage, mask, CLIP)).values()) == {0}
     assert set(numbers(value_loss(garbage, garbage, garbage, mask, 0.2)).values()) == {0}
     assert sft_loss(garbage, mask).item() == 0
     assert set(numbers(pairwise_loss(torch.zeros(0), torch.zeros(0))).values()) == {0}
@@ -139,7 +140,7 @@ def test_nothing_gives_zero(shape):
 def test_only_the_loss_carries_a_gradient_and_only_to_what_is_trained():
     x, y, z = torch.ones(3, 1, 2).requires_grad_().unbind()
     mask = torch.ones(1, 2, dtype=torch.bool)
-    for result in (policy_loss(x, y, z, mask, 0.2), value_loss(x, y, z, mask, 0.2)):
+    for result in (policy_loss(x, y, z, mask, CLIP), value_loss(x, y, z, mask, 0.2)):
         assert {name for name, value in vars(result).items() if value.requires_grad} == {"loss_sum"}
         reached = torch.autograd.grad(result.loss_sum, [x, y, z], allow_unused=True)
         assert [gradient is not None for gradient in reached] == [True, False, False]
@@ -147,7 +148,7 @@ def test_only_the_loss_carries_a_gradient_and_only_to_what_is_trained():
 
 
 def run_policy(logprobs, old, target, mask):
-    return policy_loss(logprobs, old, target, mask, 0.2)
+    return policy_loss(logprobs, old, target, mask, CLIP)
 
 
 def run_value(values, old, target, mask):
