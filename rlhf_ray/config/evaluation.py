@@ -69,6 +69,7 @@ class BenchmarksSection(Section):
     fewshot: int | None = Field(None, ge=0, description="Examples before each question; default: the task's own.")
     limit: int | None = Field(None, ge=1, description="Use only the first so many documents of each task.")
     chat_template: bool = Field(False, description="Put the questions into the model's chat template.")
+    deadline_s: float = Field(24 * 3600.0, gt=0, description="Seconds that all tasks may take together.")
 
 
 class EvalConfig(Section):
@@ -99,6 +100,10 @@ class EvalConfig(Section):
         needs_prompts = {"rewards": self.rewards, "toxicity": self.toxicity, "reference": self.reference}
         if self.data is None and (without := [name for name, given in needs_prompts.items() if given]):
             raise ValueError(f"{', '.join(without)}: measured on responses to prompts; give data.path")
+        if self.toxicity is not None and "toxicity" in self.rewards:
+            raise ValueError(
+                "rewards.toxicity: the classifier of section toxicity has this name; give the reward another"
+            )
         if self.questions is not None and self.judge is None:
             raise ValueError("questions: there is nobody to judge the answers; set judge.base_url and judge.model")
         if self.judge is not None and self.questions is None and (self.data is None or self.against is None):

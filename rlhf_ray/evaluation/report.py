@@ -110,7 +110,9 @@ class Report:
     def rows(self) -> list[list[str]]:
         """[measure, a cell per model], in the order in which they were measured."""
         names = dict.fromkeys(name for of in self.measures.values() for name in of)
-        return [[name, *(cell(name, self.measures.get(label, {}).get(name)) for label in self.models)] for name in names]
+        return [
+            [name, *(cell(name, self.measures.get(label, {}).get(name)) for label in self.models)] for name in names
+        ]
 
     def comparison_rows(self) -> list[list[str]]:
         """[who against whom by which standard, win rate, counts]."""
@@ -131,7 +133,9 @@ def cell(measure: str, estimate: Estimate | None) -> str:
     if estimate is None:
         return ABSENT
     share = measure.rpartition("/")[2] in SHARES
-    shown = [percent(x) if share else fit(x, 9, 3) for x in (estimate.value, estimate.low, estimate.high) if x is not None]
+    shown = [
+        percent(x) if share else fit(x, 9, 3) for x in (estimate.value, estimate.low, estimate.high) if x is not None
+    ]
     return shown[0] if len(shown) == 1 else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 

@@ -42,7 +42,7 @@ class InferenceActors(RolloutActors):
         placement = session.reserve(self._rollout_needs())
         # No updates come: a saved policy is whole.
         sync = config.sync.model_copy(update={"transport": "object_store", "lora": "merged"})
-        self._start_rollout_actors(_engine_dtype(config, on_gpu=placement.gpus > 0), sync)
+        self._start_rollout_actors(engine_dtype(config, on_gpu=placement.gpus > 0), sync)
         self._wait_until_ready(progress)
 
 
@@ -104,7 +104,7 @@ def check_sampling(sampling: Mapping[str, Any]) -> None:
         raise ConfigError(f"generate has no {', '.join(unknown)}; it takes seed, {', '.join(SAMPLING_KEYS)}")
 
 
-def _engine_dtype(config: PPOConfig, on_gpu: bool) -> str:
+def engine_dtype(config: PPOConfig, on_gpu: bool) -> str:
     """As in training, where the engines compute as the learner does; on GPUs the engine's own `auto` is the same."""
     if config.run.exact:
         return "float32"
