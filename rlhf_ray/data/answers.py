@@ -37,8 +37,8 @@ def _rendered_answers(prompt: Prompt, renderer: Renderer, where: str) -> list[tu
         if not (through.startswith(before) and prompt.text.startswith(through)):
             raise DataError(
                 f"{where}: the chat template writes message {turn} otherwise when others follow, so that earlier "
-                "answers cannot be told from the rest. Learn the last one only (sft.loss_on=completion), or set another "
-                "data.chat_template."
+                "answers cannot be told from the rest. Learn the last one only (sft.loss_on=completion), or set "
+                "another data.chat_template."
             )
         eos = renderer.tokenizer.eos_token
         stop = through.rfind(eos, len(before))

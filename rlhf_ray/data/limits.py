@@ -38,8 +38,8 @@ class TokenLimit:
             raise DataError(
                 f"{where[first]}: {lengths[first]:,} tokens, over the limit of {self.limit:,} ({self.key}); "
                 f"{np.count_nonzero(excess):,} of {self.seen:,} rows read so far are too long. Raise the limit, "
-                "shorten the rows, or set data.too_long to 'drop' (leave such rows out) or 'truncate' (cut the start of "
-                "the prompt)."
+                "shorten the rows, or set data.too_long to 'drop' (leave such rows out) or 'truncate' (cut the start "
+                "of the prompt)."
             )
         kept = np.flatnonzero(excess == 0 if self.too_long == "drop" else excess < prompts)
         cut = excess[kept]
