@@ -73,7 +73,7 @@ class Learner:
     # -- SFT, reward model and DPO -----------------------------------------------------------------------------------
 
     def start_sft(self, table: pa.Table, eval_table: pa.Table | None) -> None:
-        self._objective = self._ready.sft(table, eval_table)
+        self._objective = self._thread.call("preparing the data", self._ready.sft, table, eval_table)
 
     def start_pairwise(self, table: pa.Table, eval_table: pa.Table | None) -> None:
         self._objective = self._ready.pairwise(table, eval_table)

@@ -1,5 +1,7 @@
 """A supervised fine-tuning run."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from rlhf_ray.config.base import Section
@@ -13,12 +15,19 @@ from rlhf_ray.config.common import (
 )
 from rlhf_ray.config.data import DemonstrationDataSection
 
+LossOn = Literal["completion", "assistant", "all"]
+
 
 class SFTSection(Section):
     epochs: int = Field(1, ge=1, description="Passes over the demonstrations.")
     samples_per_step: int = Field(32, ge=1, description="Demonstrations per optimiser step over all ranks.")
-    train_on_prompt: bool = Field(
-        False, description="Let the loss cover the prompt too: for models from scratch. Evaluation never does."
+    loss_on: LossOn = Field(
+        "completion",
+        description="completion: the last reply; assistant: every reply of a conversation; all: prompts too, for "
+        "models from scratch (evaluation then measures the completion).",
+    )
+    packing: bool = Field(
+        False, description="Several demonstrations in a row, none seeing another: less padding. Same loss."
     )
     eval_every: int = Field(0, ge=0, description="Evaluate every so many steps; 0: before and after only.")
 

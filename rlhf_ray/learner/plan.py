@@ -6,11 +6,13 @@ ranks, and losses are divided by their global token counts, so neither do the gr
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from rlhf_ray.models.batching import split_by_tokens
 
+Item = TypeVar("Item")
 Microbatches = list[list[int]]  # sample indices; an empty list is a pass without samples
 
 
@@ -44,5 +46,10 @@ def microbatches(
     for share in shares(members, lengths, ranks):
         groups = split_by_tokens([lengths[i] for i in share], tokens_per_microbatch)
         plans.append([[share[i] for i in group] for group in groups])
+    return equal_passes(plans)
+
+
+def equal_passes(plans: list[list[list[Item]]]) -> list[list[list[Item]]]:
+    """Every rank's micro-batches, with empty ones behind those of ranks that have fewer."""
     passes = max(len(plan) for plan in plans)
     return [plan + [[] for _ in range(passes - len(plan))] for plan in plans]

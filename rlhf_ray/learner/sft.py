@@ -1,70 +1,105 @@
-"""Supervised fine-tuning: cross-entropy of the response tokens given the prompt."""
+"""Supervised fine-tuning: cross-entropy of the tokens to learn, given all that comes before them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from rlhf_ray.algorithms.losses import sft_loss
+from rlhf_ray.config.sft import LossOn, SFTConfig
 from rlhf_ray.learner.group import LearnerGroup, Sums
+from rlhf_ray.learner.packing import Row, check_packing, packed_microbatches
 from rlhf_ray.learner.plan import microbatches
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
 from rlhf_ray.models.batching import TokenBatch
+from rlhf_ray.schema import LOSS_MASK_COLUMN
 
 
 class SFTObjective:
-    """Steps and evaluations over rows of a `schema.DEMONSTRATIONS` table."""
+    """Steps and evaluations over rows of `schema.DEMONSTRATIONS` tables."""
 
-    def __init__(self, policy: Trainable, table: pa.Table, eval_table: pa.Table | None, group: LearnerGroup) -> None:
-        self.policy, self.group = policy, group
-        self.train, self.held_out = _Rows(table), _Rows(eval_table) if eval_table is not None else None
+    def __init__(
+        self, policy: Trainable, config: SFTConfig, table: pa.Table, eval_table: pa.Table | None, group: LearnerGroup
+    ) -> None:
+        """Raises ConfigError when packed documents would see each other in this model; every rank calls."""
+        self.policy, self.group, self.packing = policy, group, config.sft.packing
+        self._one_row = config.model.attn_implementation == "flash_attention_2"
+        self.train, self.held_out = _Rows(table, config.sft.loss_on), None
+        if eval_table is not None:
+            self.held_out = _Rows(eval_table, "completion" if config.sft.loss_on == "all" else config.sft.loss_on)
+        if self.packing:
+            with policy.evaluating():
+                check_packing(policy.network, group.device)
 
     def step(self, rows: np.ndarray) -> dict[str, float]:
         """One optimiser step on `rows` (indices of the global minibatch); global metrics."""
-        tokens, sums = self.train.response_tokens(rows), Sums()
+        tokens, sums = max(self.train.learned_tokens(rows), 1), Sums()
         for batch in self._batches(self.train, rows):
-            loss = sft_loss(batch.pad(self.policy.network(batch).logprobs), batch.mask)
+            output = self.policy.network(batch)
+            loss = sft_loss(batch.pad(output.logprobs), batch.mask)
             self.policy.backward(loss / tokens)
-            sums.add(loss=loss)
+            sums.add(loss=loss, correct=output.likeliest.sum())
         stats = self.policy.step()
-        loss_mean = sums.over(self.group)["loss"] / tokens
+        total = sums.over(self.group)
         return {
-            "loss/sft": loss_mean,
+            "loss/sft": total["loss"] / tokens,
+            "sft/token_accuracy": total["correct"] / tokens,
             "policy/grad_norm": stats.grad_norm,
             "policy/learning_rate": stats.learning_rate,
             "tokens": tokens,
         }
 
     def evaluate(self) -> dict[str, float]:
-        """Loss and perplexity over the held-out demonstrations."""
+        """Loss, perplexity and token accuracy over the held-out demonstrations."""
         assert self.held_out is not None
         rows, sums = np.arange(len(self.held_out.tokens)), Sums()
         with self.policy.evaluating():
             for batch in self._batches(self.held_out, rows):
-                sums.add(loss=sft_loss(batch.pad(self.policy.network(batch).logprobs), batch.mask))
-        loss = sums.over(self.group)["loss"] / self.held_out.response_tokens(rows)
-        return {"eval/loss": loss, "eval/perplexity": float(np.exp(min(loss, 50.0)))}
+                output = self.policy.network(batch)
+                sums.add(loss=sft_loss(batch.pad(output.logprobs), batch.mask), correct=output.likeliest.sum())
+        total, tokens = sums.over(self.group), max(self.held_out.learned_tokens(rows), 1)
+        loss = total["loss"] / tokens
+        return {
+            "eval/loss": loss,
+            "eval/perplexity": float(np.exp(min(loss, 50.0))),
+            "eval/token_accuracy": total["correct"] / tokens,
+        }
 
-    def _batches(self, table: "_Rows", rows: np.ndarray) -> Iterator[TokenBatch]:
-        """This rank's micro-batches of `rows`."""
-        budget = self.policy.section.tokens_per_microbatch
-        for members in microbatches(rows, table.tokens.lengths, self.group.size, budget)[self.group.rank]:
-            yield table.batch(members, self.group.device)
+    def _batches(self, table: "_Rows", members: np.ndarray) -> Iterator[TokenBatch]:
+        """This rank's micro-batches of `members`."""
+        lengths, ranks, budget = table.tokens.lengths, self.group.size, self.policy.section.tokens_per_microbatch
+        if self.packing:
+            plan = packed_microbatches(members, lengths, ranks, budget, self._one_row)[self.group.rank]
+        else:
+            alone = microbatches(members, lengths, ranks, budget)[self.group.rank]
+            plan = [[[member] for member in batch] for batch in alone]
+        for rows in plan:
+            yield table.batch(rows, self.group.device)
 
 
 class _Rows:
-    """The columns of a `schema.DEMONSTRATIONS` table."""
+    """The columns of a `schema.DEMONSTRATIONS` table, and which tokens of a row the loss covers."""
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, loss_on: LossOn) -> None:
         self.tokens, self.prompt_lengths = Ragged(table["tokens"]), table["prompt_length"].to_numpy()
+        self._loss_on = loss_on
+        self._masks = Ragged(table[LOSS_MASK_COLUMN]) if loss_on == "assistant" else None
 
-    def response_tokens(self, rows: np.ndarray) -> int:
+    def learned(self, row: int) -> np.ndarray:
+        """Bool [tokens of the row]; never the first one, which nothing predicts."""
+        places = np.arange(len(self.tokens[row]))
+        if self._masks is not None:
+            return (self._masks[row] != 0) & (places > 0)
+        return places >= (1 if self._loss_on == "all" else self.prompt_lengths[row])
+
+    def learned_tokens(self, rows: np.ndarray) -> int:
         """Tokens of `rows` that the loss covers."""
-        return int((self.tokens.lengths[rows] - self.prompt_lengths[rows]).sum())
+        return sum(int(self.learned(int(row)).sum()) for row in rows)
 
-    def batch(self, members: Sequence[int], device: torch.device) -> TokenBatch:
-        if not members:
+    def batch(self, rows: list[Row], device: torch.device) -> TokenBatch:
+        if not rows:
             return TokenBatch.empty(device)
-        return TokenBatch.build([self.tokens[i] for i in members], self.prompt_lengths[members], device)
+        tokens = [[self.tokens[i] for i in row] for row in rows]
+        return TokenBatch.of_documents(tokens, [[self.learned(i) for i in row] for row in rows], device)

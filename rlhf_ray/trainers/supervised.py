@@ -9,6 +9,7 @@ for step in range(total):
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_ray.actors.learner_group import LearnerRanks
 from rlhf_ray.config.base import Section
+from rlhf_ray.data.holdout import with_held_out
 from rlhf_ray.data.order import draw
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.hub import check_model, load_tokenizer
@@ -111,8 +113,7 @@ class SupervisedTrainer(StopRequests, ABC):
         tokenizer = load_tokenizer(
             config.model.tokenizer or config.model.name, config.model.revision, config.model.trust_remote_code
         )
-        loaded = self.load(tokenizer)
-        held_out = self.load(tokenizer, config.data.eval_path) if config.data.eval_path else None
+        loaded, held_out = with_held_out(partial(self.load, tokenizer), config.data, config.run.seed)
         rows, per_step = loaded.table.num_rows, min(self.rows_per_step(), loaded.table.num_rows)
         total = self.epochs() * (rows // per_step)
         with Session(config, self.stage, self.resume, console) as session:
@@ -123,7 +124,7 @@ class SupervisedTrainer(StopRequests, ABC):
             with console.progress("starting the learner"):
                 learner = session.start_learner()
                 learner.join(total)
-                self.start_objective(learner, put(loaded.table), put(held_out.table) if held_out else None)
+                self.start_objective(learner, put(loaded.shared()), put(held_out.shared()) if held_out else None)
             try:
                 return self._loop(session, learner, rows, per_step, total, evaluate=held_out is not None)
             except BaseException as error:
