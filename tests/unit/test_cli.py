@@ -152,7 +152,7 @@ def test_debug_shows_the_traceback_and_bugs_always_do(ppo_file: str, trainer: li
         (["ppo"], "nothing to run: give --config FILE, or --resume RUN (see rlhf-ray ppo --help)"),
         (["sft", "--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["reward", "--learning-rate", "3"], "No such option"),
-        (["config", "show", "dpo"], "'grpo' is not one of 'sft', 'reward', 'dpo', 'ppo'"),
+        (["config", "show", "grpo"], "'grpo' is not one of 'sft', 'reward', 'dpo', 'ppo'"),
     ],
 )
 def test_wrong_use_is_explained_with_exit_code_2(arguments: list[str], message: str) -> None:
