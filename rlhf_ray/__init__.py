@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from rlhf_ray.config.common import LoraSection as LoraConfig
     from rlhf_ray.config.common import RunSection as RunConfig
     from rlhf_ray.config.data import PromptDataSection as PromptDataConfig
+    from rlhf_ray.config.evaluation import EvalConfig
     from rlhf_ray.config.load import load_config
     from rlhf_ray.config.ppo import GenerationSection as GenerationConfig
     from rlhf_ray.config.rlhf import RLHFConfig
     from rlhf_ray.config.training import TrainingConfig
+    from rlhf_ray.evaluation.report import Report as EvaluationReport
     from rlhf_ray.rewards.composer import RewardComposer
     from rlhf_ray.rewards.decorator import llm_reward
     from rlhf_ray.rewards.reducers import (
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         WandbCallback,
     )
     from rlhf_ray.trainers.dpo import DPOTrainer
+    from rlhf_ray.trainers.evaluate import evaluate
     from rlhf_ray.trainers.evaluation import Evaluation
     from rlhf_ray.trainers.ppo import PPOTrainer
     from rlhf_ray.trainers.results import PPOResult
@@ -57,7 +60,9 @@ _EXPORTS = {
     "Callback": "trainers.callbacks",
     "DPOConfig": "config",
     "DPOTrainer": "trainers.dpo",
+    "EvalConfig": "config",
     "Evaluation": "trainers.evaluation",
+    "EvaluationReport": "evaluation.report:Report",
     "FunctionReducer": "rewards.reducers",
     "FunctionReward": "rewards.terms",
     "GenerationConfig": "config.ppo:GenerationSection",
@@ -91,6 +96,7 @@ _EXPORTS = {
     "TrainingConfig": "config.training",
     "WandbCallback": "trainers.callbacks_builtin",
     "WeightedSumReducer": "rewards.reducers",
+    "evaluate": "trainers.evaluate",
     "llm_reward": "rewards.decorator",
     "load_config": "config.load",
 }

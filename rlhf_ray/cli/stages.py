@@ -12,7 +12,7 @@ from rlhf_ray.errors import ConfigError
 if TYPE_CHECKING:
     from rlhf_ray.config.base import Section
 
-STAGES = ("sft", "reward", "dpo", "ppo")
+STAGES = ("sft", "reward", "dpo", "ppo", "eval")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,13 +42,14 @@ def resume_option(command: Function) -> Function:
 
 def config_class(stage: str) -> "type[Section]":
     """The configuration class of a stage."""
-    from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
+    from rlhf_ray.config import DPOConfig, EvalConfig, PPOConfig, RewardModelConfig, SFTConfig
 
     classes: dict[str, type[Section]] = {
         "sft": SFTConfig,
         "reward": RewardModelConfig,
         "dpo": DPOConfig,
         "ppo": PPOConfig,
+        "eval": EvalConfig,
     }
     return classes[stage]
 

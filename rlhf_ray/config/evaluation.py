@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.common import ModelSection, ResourcesSection, RunSection, TrackingSection
@@ -70,6 +70,15 @@ class BenchmarksSection(Section):
     limit: int | None = Field(None, ge=1, description="Use only the first so many documents of each task.")
     chat_template: bool = Field(False, description="Put the questions into the model's chat template.")
     deadline_s: float = Field(24 * 3600.0, gt=0, description="Seconds that all tasks may take together.")
+
+
+class RewardsFile(Section):
+    """The rewards of any configuration, e.g. of the run that trained the model; its other sections are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    rewards: dict[str, RewardComponent] = Field(min_length=1, description="Reward components by name.")
+    reducer: ReducerSection = Field(default_factory=ReducerSection)
 
 
 class EvalConfig(Section):

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.common import ModelSection, RunSection
+from rlhf_ray.config.evaluation import EvalConfig
 from rlhf_ray.config.ppo import GenerationSection
 from rlhf_ray.config.rewards import CarriesCode
 from rlhf_ray.config.training import TrainingConfig
@@ -45,7 +46,7 @@ def build_config(
     arguments.add_training(training, "ppo")
     arguments.add_data(data)
     config = arguments.build()
-    _carry_code(composed or (dict(model) if isinstance(model, PPOConfig) else {}), config)
+    carry_code(composed or (dict(model) if isinstance(model, PPOConfig) else {}), config)
     return config
 
 
@@ -59,7 +60,7 @@ def prompts_path(prompts: Any, folder: Path) -> str:
     return rows_path(prompts, folder, PROMPTS)
 
 
-def _carry_code(given: Mapping[str, Any], config: PPOConfig) -> None:
+def carry_code(given: Mapping[str, Any], config: PPOConfig | EvalConfig) -> None:
     """Give functions without an import path their code again: it is in no plain data."""
     for name, section in given.get("rewards", {}).items():
         ours = config.rewards[name]
