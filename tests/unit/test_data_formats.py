@@ -186,7 +186,7 @@ def test_a_prompt_and_a_completion_win_over_text(write, plain):
 
 @pytest.mark.parametrize("text", ["", "  ", None, 7])
 def test_no_text_is_refused(write, plain, text):
-    with pytest.raises(DataError, match="row 0 .*column 'text': there is no text"):
+    with pytest.raises(DataError, match=r"row 0 .*column 'text': there is no text"):
         load_demonstrations(DemonstrationDataSection(path=write({"text": text})), plain)
 
 
