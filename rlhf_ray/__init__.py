@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rlhf_ray.config.rlhf import RLHFConfig
     from rlhf_ray.config.training import TrainingConfig
     from rlhf_ray.evaluation.report import Report as EvaluationReport
+    from rlhf_ray.export.api import export_model
     from rlhf_ray.rewards.composer import RewardComposer
     from rlhf_ray.rewards.decorator import llm_reward
     from rlhf_ray.rewards.reducers import (
@@ -97,6 +98,7 @@ _EXPORTS = {
     "WandbCallback": "trainers.callbacks_builtin",
     "WeightedSumReducer": "rewards.reducers",
     "evaluate": "trainers.evaluate",
+    "export_model": "export.api",
     "llm_reward": "rewards.decorator",
     "load_config": "config.load",
 }
