@@ -1,4 +1,4 @@
-"""The losses of all stages, as sums over real tokens or pairs, with what is worth watching beside them.
+"""The losses over tokens, as sums over the real ones, with what is worth watching beside them.
 
 Every field of a result is a 0-d tensor; `loss_sum` alone carries a gradient.
 """
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_ray.algorithms.kl import MAX_LOG_RATIO, kl_estimate
@@ -37,13 +36,6 @@ class ValueLoss:
     loss_sum: Tensor
     clipped_tokens: Tensor  # tokens whose gradient the clip removed
     error_sum_squares: Tensor  # of the unclipped values
-
-
-@dataclass(frozen=True)
-class PairwiseLoss:
-    loss_sum: Tensor
-    correct: Tensor  # pairs in which the chosen response scores higher
-    margin_sum: Tensor
 
 
 def policy_loss(
@@ -136,16 +128,3 @@ def value_loss(
 def sft_loss(logprobs: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy in nats, summed over the real tokens; both arguments `[batch, time]`."""
     return -masked_sum(logprobs, mask)
-
-
-def pairwise_loss(chosen: Tensor, rejected: Tensor) -> PairwiseLoss:
-    """Bradley-Terry negative log-likelihood, both arguments `[pairs]` (Christiano et al. 2017; Ouyang et al. 2022).
-
-    loss = -log sigmoid(chosen - rejected)
-    """
-    margins = chosen - rejected
-    return PairwiseLoss(
-        loss_sum=-F.logsigmoid(margins).sum(),
-        correct=(margins > 0).sum(),
-        margin_sum=margins.detach().sum(),
-    )

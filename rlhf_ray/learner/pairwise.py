@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.losses import pairwise_loss
+from rlhf_ray.algorithms.bradley_terry import pairwise_loss
 from rlhf_ray.algorithms.masked import Moments
 from rlhf_ray.learner.group import LearnerGroup, Sums
 from rlhf_ray.learner.plan import microbatches

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.algorithms.losses import Clip, pairwise_loss, policy_loss, sft_loss, value_loss
+from rlhf_ray.algorithms.losses import Clip, policy_loss, sft_loss, value_loss
 
 pytestmark = pytest.mark.unit
 
@@ -113,28 +113,12 @@ def test_sft_loss_by_hand():
     assert logprobs.grad.tolist() == [[-1.0, -1.0, 0.0], [-1.0, 0.0, 0.0]]
 
 
-def test_pairwise_loss_by_hand():
-    chosen = torch.tensor([math.log(3), 1.0, 0.0], requires_grad=True)
-    result = pairwise_loss(chosen, torch.tensor([0.0, 1.0, math.log(3)]))
-    result.loss_sum.backward()
-    # Margins log 3, 0, -log 3: sigmoid 3/4, 1/2, 1/4. A tie is not correct. The gradient is sigmoid - 1.
-    expected = -math.log(3 / 4) - math.log(1 / 2) - math.log(1 / 4)
-    assert numbers(result) == pytest.approx({"loss_sum": expected, "correct": 1, "margin_sum": 0.0}, abs=1e-6)
-    assert chosen.grad.tolist() == pytest.approx([-0.25, -0.5, -0.75])
-
-
-def test_pairwise_loss_of_extreme_margins_is_finite():
-    result = pairwise_loss(torch.tensor([-1e4, 1e4]), torch.tensor([0.0, 0.0]))
-    assert result.loss_sum.item() == pytest.approx(1e4)
-
-
 @pytest.mark.parametrize("shape", [(2, 3), (0, 3), (2, 0)])
 def test_nothing_gives_zero(shape):
     garbage, mask = torch.full(shape, NAN), torch.zeros(shape, dtype=torch.bool)
     assert set(numbers(policy_loss(garbage, garbage, garbage, mask, CLIP)).values()) == {0}
     assert set(numbers(value_loss(garbage, garbage, garbage, mask, 0.2)).values()) == {0}
     assert sft_loss(garbage, mask).item() == 0
-    assert set(numbers(pairwise_loss(torch.zeros(0), torch.zeros(0))).values()) == {0}
 
 
 def test_only_the_loss_carries_a_gradient_and_only_to_what_is_trained():
@@ -144,7 +128,6 @@ def test_only_the_loss_carries_a_gradient_and_only_to_what_is_trained():
         assert {name for name, value in vars(result).items() if value.requires_grad} == {"loss_sum"}
         reached = torch.autograd.grad(result.loss_sum, [x, y, z], allow_unused=True)
         assert [gradient is not None for gradient in reached] == [True, False, False]
-    assert not pairwise_loss(x[0], y[0]).margin_sum.requires_grad
 
 
 def run_policy(logprobs, old, target, mask):
