@@ -7,7 +7,7 @@ import click
 from rlhf_ray.export import FORMATS
 
 
-@click.command(epilog="Formats: " + "; ".join(f"{name}: {what}" for name, what in FORMATS.items()) + ".")
+@click.command(epilog="\b\nFormats:\n" + "\n".join(f"  {name:13} {what}" for name, what in FORMATS.items()))
 @click.argument("model", metavar="RUN_OR_MODEL")
 @click.option(
     "--format", "-f", "formats", multiple=True, default=("safetensors",), show_default=True, help="Again for several."

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ PROTOBUF_LIMIT = 2**31 - 2**20
 class Onnx(Format):
     """`model.onnx` in float32, above 2 GB with `model.onnx.data`."""
 
-    runtime: tuple[str, ...] = ("onnxruntime",)
+    runtime = ("onnxruntime",)
     packages = ("onnx", "onnxscript", "onnxruntime")
-    tolerance: float | None = FLOAT32_TOLERANCE
+    tolerance: ClassVar[float | None] = FLOAT32_TOLERANCE
 
     def write(self, loaded: Loaded, folder: Path) -> None:
         write_onnx(loaded, folder / FILE)

@@ -57,8 +57,8 @@ class Source:
         folder = run / POLICY_FOLDER
         if not (folder / "config.json").is_file():
             raise ConfigError(
-                f"{name}: this run has saved no model yet (it has no {POLICY_FOLDER}/). Let it end, or continue it with "
-                "--resume."
+                f"{name}: this run has saved no model yet (it has no {POLICY_FOLDER}/). Let it end, or continue it "
+                "with --resume."
             )
         kind = _kind(str(folder), None, trust_remote_code)
         return cls(name, str(folder), kind, run, _adapter_beside(folder), None, trust_remote_code)

@@ -27,7 +27,7 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Gap:
-    """How far an export is from its source on the same tokens, in nats (policy) or units of the score (reward model)."""
+    """How far an export is from its source on the same tokens, in nats (policy) or in score units (reward model)."""
 
     largest: float
     mean: float  # of the absolute differences
