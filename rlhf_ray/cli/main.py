@@ -7,6 +7,7 @@ import click
 
 from rlhf_ray import __version__
 from rlhf_ray.cli.config import config
+from rlhf_ray.cli.data import data
 from rlhf_ray.cli.demo import demo
 from rlhf_ray.cli.doctor import doctor
 from rlhf_ray.cli.eval import evaluate
@@ -51,7 +52,7 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (demo, sft, reward, dpo, ppo, evaluate, export, serve_reward, config, doctor):
+for command in (demo, sft, reward, dpo, ppo, evaluate, export, serve_reward, data, config, doctor):
     main.add_command(command)
 
 

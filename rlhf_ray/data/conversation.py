@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rlhf_ray.config.data import DataSection
 from rlhf_ray.data.messages import Message, read_messages
 from rlhf_ray.data.templates import choose_template
-from rlhf_ray.data.transcripts import is_transcript, read_transcript
+from rlhf_ray.data.transcripts import open_transcript
 from rlhf_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Renderer:
 
     def opened(self, cell: object) -> object:
         """The cell; a transcript ("\\n\\nHuman: ...") as messages where there is a template to render them."""
-        return read_transcript(cell) if self.template is not None and is_transcript(cell) else cell
+        return open_transcript(cell) if self.template is not None else cell
 
     def prompt(self, cell: object, where: str) -> Prompt:
         """The prompt that `cell` holds: a string, or chat messages. `where` names it for the error."""

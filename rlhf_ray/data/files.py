@@ -71,15 +71,15 @@ def _read_jsonl(path: Path) -> pa.Table:
         table = pyarrow.json.read_json(path)
         table.validate(full=True)  # the reader lets bytes through that are not UTF-8
     except pa.ArrowInvalid:
-        return _from_lines(path, list(_json_lines(path)))
+        return _from_lines(path, list(_sound_lines(path)))
     # Arrow guesses timestamps from text; text is what the file says.
     guessed = any(pa.types.is_timestamp(field.type) for field in table.schema)
-    return _from_lines(path, list(_json_lines(path))) if guessed else table
+    return _from_lines(path, list(_sound_lines(path))) if guessed else table
 
 
 def _batch_jsonl(path: Path, rows: int) -> Batches:
     batch: list[tuple[int, Any]] = []
-    for line in _json_lines(path):
+    for line in _sound_lines(path):
         batch.append(line)
         if len(batch) == rows:
             yield _from_lines(path, batch)
@@ -92,22 +92,30 @@ def _from_lines(path: Path, lines: list[tuple[int, Any]]) -> pa.Table:
     return table_from_rows([row for _, row in lines], lambda index: f"'{path}', line {lines[index][0]}")
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value) of the lines that are not blank: slower than Arrow's reader, but without guesses."""
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value) of the lines that are not blank: slower than Arrow's reader, but without guesses.
+
+    A line that is no JSON has the DataError that says so in place of its value.
+    """
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                if line.strip():
+                    yield number, json.loads(line)
             except UnicodeDecodeError as exc:
-                raise DataError(f"'{path}', line {number}: not UTF-8 text ({exc.reason}).") from exc
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as exc:
-                raise DataError(
-                    f"'{path}', line {number}: malformed JSON ({exc.msg} at character {exc.pos + 1})."
-                ) from exc
+                yield number, DataError(f"'{path}', line {number}: not UTF-8 text ({exc.reason}).")
+            except (json.JSONDecodeError, RecursionError) as exc:
+                what = f"{exc.msg} at character {exc.pos + 1}" if isinstance(exc, json.JSONDecodeError) else "too deep"
+                yield number, DataError(f"'{path}', line {number}: malformed JSON ({what}).")
+
+
+def _sound_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The lines, or the DataError of the first one at fault."""
+    for number, value in json_lines(path):
+        if isinstance(value, DataError):
+            raise value
+        yield number, value
 
 
 def _read_json(path: Path) -> pa.Table:

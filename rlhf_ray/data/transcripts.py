@@ -24,6 +24,11 @@ def read_transcript(text: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
+def open_transcript(cell: object) -> object:
+    """The cell; a transcript as chat messages."""
+    return read_transcript(cell) if is_transcript(cell) else cell
+
+
 def split_transcript(text: str) -> tuple[str, str]:
     """(the text up to and with the last "Assistant:", the rest); where the human speaks last, the rest is empty."""
     if text.rfind(ASSISTANT) < text.rfind(HUMAN):
