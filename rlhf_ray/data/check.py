@@ -30,10 +30,10 @@ class Hashes:
     """One entry per sound row, uint64: its number, and hashes of its content, of its prompt, and of its content with
     chosen and rejected exchanged."""
 
-    numbers: array[int] = field(default_factory=lambda: array("Q"))
-    rows: array[int] = field(default_factory=lambda: array("Q"))
-    prompts: array[int] = field(default_factory=lambda: array("Q"))
-    swapped: array[int] = field(default_factory=lambda: array("Q"))
+    numbers: "array[int]" = field(default_factory=lambda: array("Q"))
+    rows: "array[int]" = field(default_factory=lambda: array("Q"))
+    prompts: "array[int]" = field(default_factory=lambda: array("Q"))
+    swapped: "array[int]" = field(default_factory=lambda: array("Q"))
 
     def add(self, number: int, entries: list[Entry]) -> None:
         self.numbers.append(number)

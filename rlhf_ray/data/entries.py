@@ -108,6 +108,6 @@ _cell: Where = "column '{}'".format
 
 def _refuse(row: Row, *required: str) -> None:
     raise MissingColumnError(
-        f"no column {', or '.join(required)}; found are {', '.join(map(repr, row)) or 'none'}. Set data.*_column to the "
-        "names used there."
+        f"no column {', or '.join(required)}; found are {', '.join(map(repr, row)) or 'none'}. Set data.*_column to "
+        "the names used there."
     )

@@ -40,7 +40,7 @@ class Findings:
 
     counts: Counter[str] = field(default_factory=Counter)
     kept: dict[str, list[Finding]] = field(default_factory=dict)
-    faulty: array[int] = field(default_factory=lambda: array("Q"))  # numbers of rows with an error or duplicates
+    faulty: "array[int]" = field(default_factory=lambda: array("Q"))  # numbers of rows with an error or duplicates
 
     def add(self, number: int, problem: Problem) -> None:
         self.counts[problem.kind] += 1

@@ -69,6 +69,6 @@ def _table(rows: Any, kind: RowKind) -> pa.Table:
             f"{kind.name.capitalize()} must be a list of {forms}, a Dataset or an Arrow table, not {describe(rows)}. "
             "The path of a file goes into data.path."
         )
-    columns = {str: kind.text_column, list: kind.conversation_column}
+    columns: dict[type, str | None] = {str: kind.text_column, list: kind.conversation_column}
     dicts = [{column: row} if (column := columns.get(type(row))) else row for row in rows]
     return table_from_rows(dicts, lambda index: f"{kind.name.removesuffix('s')} {index} (the first is 0)")
