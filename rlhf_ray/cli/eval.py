@@ -1,7 +1,7 @@
 """`rlhf-ray eval`: measure saved models, from a configuration or from a few options."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -24,7 +24,11 @@ from rlhf_ray.errors import ConfigError
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="lm-evaluation-harness task; may be repeated.")
 @click.option("--greedy", is_flag=True, default=None, help="Always the likeliest token.")
 def evaluate(
-    arguments: tuple[str, ...], files: tuple[Path, ...], rewards: Path | None, **options: str | bool | tuple[str, ...]
+    arguments: tuple[str, ...],
+    files: tuple[Path, ...],
+    rewards: Path | None,
+    tasks: tuple[str, ...],
+    **options: str | bool | None,
 ) -> None:
     """Measure a model: rewards, KL, perplexity, toxicity, lengths, diversity, win rates, benchmarks.
 
@@ -38,11 +42,17 @@ def evaluate(
     MODEL is a hub name, a folder, or the folder of a run. The report is printed, and lies in the run folder as
     report.json and report.md with every response beside it. All keys: rlhf-ray config schema eval.
     """
-    from rlhf_ray.config.evaluation import EvalConfig
+    from rlhf_ray.config.evaluation import EvalConfig, RewardsFile
     from rlhf_ray.config.load import load_config
 
-    models = [argument for argument in arguments if "=" not in argument]
-    overrides = [*_overrides(models, rewards, options), *(argument for argument in arguments if "=" in argument)]
+    overrides = _overrides([argument for argument in arguments if "=" not in argument], options)
+    if tasks:
+        overrides.append(f"benchmarks.tasks={json.dumps(tasks)}")
+    if rewards is not None:
+        overrides += [
+            f"{key}={json.dumps(value)}" for key, value in load_config(RewardsFile, [rewards]).model_dump().items()
+        ]
+    overrides += [argument for argument in arguments if "=" in argument]
     if not files and not overrides:
         raise ConfigError("nothing to evaluate: give a MODEL, or --config FILE (see rlhf-ray eval --help)")
     config = load_config(EvalConfig, files, overrides)
@@ -51,32 +61,23 @@ def evaluate(
     run_evaluation(config)
 
 
-def _overrides(
-    models: Sequence[str], rewards: Path | None, options: dict[str, str | bool | tuple[str, ...]]
-) -> list[str]:
-    """The options as dotted keys; what is not given is left to the files."""
+#: Option -> the key that it sets.
+KEYS = {
+    "prompts": "data.path",
+    "against": "against",
+    "reference": "reference",
+    "toxicity": "toxicity.model",
+    "perplexity": "perplexity.path",
+    "questions": "questions.path",
+    "greedy": "greedy",
+}
+
+
+def _overrides(models: Sequence[str], options: Mapping[str, str | bool | None]) -> list[str]:
+    """The model and the options as dotted keys; what is not given is left to the files."""
     if len(models) > 1:
         raise ConfigError(f"one MODEL at a time, got {', '.join(models)}; compare two with --against")
-    keys = {
-        "model.name": models[0] if models else None,
-        "data.path": options["prompts"],
-        "against": options["against"],
-        "reference": options["reference"],
-        "toxicity.model": options["toxicity"],
-        "perplexity.path": options["perplexity"],
-        "questions.path": options["questions"],
-        "benchmarks.tasks": list(options["tasks"]) if isinstance(options["tasks"], tuple) and options["tasks"] else None,
-        "greedy": options["greedy"],
-    }  # fmt: skip
-    given = {key: value for key, value in keys.items() if value is not None}
-    if rewards is not None:
-        given |= _rewards_of(rewards)
-    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
-
-
-def _rewards_of(path: Path) -> dict[str, object]:
-    """The sections `rewards` and `reducer` of a file, whatever else is in it."""
-    from rlhf_ray.config.evaluation import RewardsFile
-    from rlhf_ray.config.load import load_config
-
-    return dict(load_config(RewardsFile, [path]).model_dump())
+    given = {KEYS[name]: value for name, value in options.items() if value is not None}
+    return [f"model.name={name}" for name in models] + [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()
+    ]
