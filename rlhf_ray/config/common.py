@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from rlhf_ray.config.base import Section
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["4bit", "8bit"]
 Schedule = Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd"]
 
 
@@ -37,7 +38,7 @@ class ModelSection(Section):
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
     torch_compile: bool = Field(False, description="Compile the learner's networks with torch.compile.")
     lora: LoraSection | None = Field(None, description="Train low-rank adapters instead of all weights.")
-    quantization: Literal["4bit", "8bit"] | None = Field(
+    quantization: Quantization | None = Field(
         None, description="Keep the frozen weights under adapters in 4-bit NormalFloat or 8-bit rows (extra: qlora)."
     )
 

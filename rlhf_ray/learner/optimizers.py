@@ -96,7 +96,7 @@ class _LocalRows:
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
         self.rows = {p: nn.Parameter(_rows(p.detach())) for group in groups for p in group["params"]}
         local = [{**group, "params": [self.rows[p] for p in group["params"]]} for group in groups]
-        super().__init__(local, **options)
+        super().__init__(local, **options)  # type: ignore[call-arg]
 
     def step(self, closure: None = None) -> None:
         for parameter, rows in self.rows.items():

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_ray.config.common import LoraSection
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.models.quantized import ExactLinear, dequantized, in_checkpoint_layout
 
 ADAPTER = "default"
 
@@ -63,7 +64,11 @@ def adapters_off(network: nn.Module) -> Iterator[None]:
 def inner_linear_layers(lm: PreTrainedModel) -> list[str]:
     """Last names of the linear layers, without the head that gives logits or scores."""
     heads = (lm.get_output_embeddings(), getattr(lm, "score", None))
-    layers = [(n, m) for n, m in lm.named_modules() if isinstance(m, nn.Linear | Conv1D) and m not in heads]
+    layers = [
+        (n, m)
+        for n, m in lm.named_modules()
+        if isinstance(m, nn.Linear | Conv1D) and m not in heads and not n.startswith("score.")
+    ]
     return sorted({name.rsplit(".", 1)[-1] for name, _ in layers})
 
 
@@ -76,17 +81,20 @@ def full_tensor(tensor: Tensor) -> Tensor:
 def merged_tensors(lm: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """(checkpoint name, full tensor) of every weight, adapters merged into the weights they sit on.
 
-    Tied heads are left out, as in a saved checkpoint. On sharded models every rank must iterate, in step.
+    Quantised weights come dequantised, float32. Tied heads are left out, as in a saved checkpoint. On sharded models
+    every rank must iterate, in step.
     """
-    layers = {name: module for name, module in lm.named_modules() if isinstance(module, LoraLayer)}
+    modules = dict(lm.named_modules())
     for name, parameter in lm.named_parameters():
         if ".lora_" in name:
             continue
-        weight = full_tensor(parameter.detach())
-        owner, _, leaf = name.rpartition(".base_layer.")
-        if owner and leaf == "weight":
-            weight = weight + _delta(layers[owner]).to(weight.dtype)
-        yield name.replace(".base_layer.", "."), weight
+        owner, _, leaf = name.rpartition(".")
+        layer, adapted = modules[owner], modules.get(owner.removesuffix(".base_layer"))
+        quantized = leaf == "weight" and isinstance(layer, ExactLinear)
+        weight = dequantized(layer) if quantized else full_tensor(parameter.detach())
+        if leaf == "weight" and isinstance(adapted, LoraLayer):
+            weight = weight + _delta(adapted).to(weight.dtype)
+        yield name.replace(".base_layer.", "."), in_checkpoint_layout(layer, weight) if quantized else weight
 
 
 def _delta(layer: LoraLayer) -> Tensor:
