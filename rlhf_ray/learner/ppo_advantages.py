@@ -72,7 +72,6 @@ class Advantages:
         if self.need_old_logprobs:
             returns = returns - self._kl_coef * self._group.total(self._penalties)
         advantages = self._compare(returns, torch.from_numpy(self._index.prompt_id)).float()
-        self.metrics["advantage/no_signal_fraction"] = float((advantages == 0).double().mean())
         for micro in micros:
             own = torch.zeros(len(micro.mask))
             own[: len(micro.members)] = advantages[micro.members]

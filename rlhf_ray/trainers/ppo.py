@@ -5,32 +5,29 @@
     trainer = PPOTrainer("gpt2", reward=Sentiment(), lora=LoraConfig(r=8), data="prompts.jsonl")
     print(trainer.train(max_iterations=50).summary())
 
-Clipped PPO with GAE over response tokens (Schulman et al. 2015, 2017; Ouyang et al. 2022), synchronous and on-policy.
-`_loop` is the whole iteration, top to bottom; `ppo_actors` starts what it calls, `rollouts` streams, `evaluation`
-compares, `build` turns Python arguments into the configuration.
+Clipped PPO over response tokens, with GAE (Schulman et al. 2015, 2017; Ouyang et al. 2022) or any other estimator of
+`ppo.advantage`, synchronous and on-policy. `_loop` is the whole iteration, top to bottom; `ppo_actors` starts what it
+calls, `rollouts` streams, `shaping` decides what is trained on, `policy_use` answers and evaluates, `build` turns
+Python arguments into the configuration.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from rlhf_ray.algorithms.kl import make_kl_controller
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.arithmetic import Arithmetic, ppo_arithmetic
-from rlhf_ray.config.rewards import RewardComponent
 from rlhf_ray.data.order import draw
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.ppo import PPOIteration
-from rlhf_ray.rewards.check import check_reward_columns, check_rewards
+from rlhf_ray.rewards.check import check_reward_columns
 from rlhf_ray.rewards.compose import Composed
-from rlhf_ray.rewards.failure import RewardFailure
 from rlhf_ray.rewards.normalise import RewardNormalizer
 from rlhf_ray.rewards.quarantine import append_failures
 from rlhf_ray.schema import sample_schema
@@ -38,25 +35,24 @@ from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.build import build_config, resumed_config
 from rlhf_ray.trainers.callbacks import Callback, CallbackError, Callbacks, StopRequests
 from rlhf_ray.trainers.callbacks_builtin import configured_callbacks
-from rlhf_ray.trainers.evaluation import Evaluation, show_samples
-from rlhf_ray.trainers.inference import check_sampling, inference_actors, load_inputs, sample_texts
+from rlhf_ray.trainers.dynamic_sampling import refill
+from rlhf_ray.trainers.evaluation import show_samples
+from rlhf_ray.trainers.policy_use import PolicyUse
 from rlhf_ray.trainers.ppo_actors import PPOActors, check_before_start, prompt_limit
 from rlhf_ray.trainers.ppo_metrics import describe_rollouts, throughput
 from rlhf_ray.trainers.results import INTERRUPTED, PPOResult, compare, read_history
-from rlhf_ray.trainers.rollout_actors import RolloutActors
 from rlhf_ray.trainers.rollouts import Rollouts
-from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.session import Session
+from rlhf_ray.trainers.shaping import shape
 
 
-class PPOTrainer(StopRequests):
+class PPOTrainer(PolicyUse, StopRequests):
     """Trains a policy towards a reward. Everything that can be wrong is checked before any actor starts.
 
     Callbacks see `config`, `console`, `folder` (of the run), `total_iterations`, `request_stop` and `export_policy`;
     while the run is going on, `evaluate` and `generate` use its actors and its current policy.
     """
 
-    folder: RunFolder
     total_iterations: int
 
     def __init__(
@@ -99,7 +95,7 @@ class PPOTrainer(StopRequests):
         self.resume, self.console = resume, console or Console()
         self.callbacks = Callbacks([*configured_callbacks(self.config), *callbacks])
         self.kl, self.normalizer = make_kl_controller(self.config.kl), RewardNormalizer(self.config.rewards)
-        self.actors: PPOActors | None = None  # while the run is going on
+        self.actors: PPOActors | None = None
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -179,7 +175,7 @@ class PPOTrainer(StopRequests):
             }
             metrics["seconds/total"] = time.monotonic() - started
             metrics |= throughput(rollouts, metrics["seconds/total"])
-            self.kl.update(metrics.get("kl/mean", 0.0), int(composed.keep.sum()), iteration)
+            self.kl.update(metrics.get("kl/mean", 0.0), int(metrics["samples/trained"]), iteration)
             result.history.append(metrics)
             result.iterations = self._whole = number
             session.trackers.log(number, metrics)
@@ -210,36 +206,47 @@ class PPOTrainer(StopRequests):
     # -- one iteration -----------------------------------------------------------------------------------------------
 
     def _collect(self, prompts: pa.Table, iteration: int, actors: PPOActors) -> Rollouts:
-        """Draw prompts, sample responses, score them; failures go to the quarantine."""
-        ppo, seed = self.config.ppo, self.config.run.seed
-        rows = draw(len(prompts), ppo.prompts_per_iteration, iteration, seed, self.config.data.shuffle)
+        """Draw prompts, sample responses, score them; under dynamic sampling until enough of them give a signal."""
+        config, seed, dynamic = self.config, self.config.run.seed, self.config.ppo.dynamic_sampling
+        rows = draw(len(prompts), config.ppo.prompts_per_iteration, iteration, seed, config.data.shuffle)
+        rollouts = self._sample(prompts.take(rows), iteration, actors)
+        if not dynamic.enabled:
+            return rollouts
+        return refill(
+            rollouts,
+            rows,
+            len(prompts),
+            max_rounds=dynamic.max_rounds,
+            seed=(seed, iteration),
+            collect=lambda more: self._sample(prompts.take(more), iteration, actors),
+            with_signal=lambda found: shape(found, found.compose(config, self.normalizer), config).prompts_with_signal,
+        )
+
+    def _sample(self, prompts: pa.Table, iteration: int, actors: PPOActors) -> Rollouts:
+        """Scored responses to these prompts; failures go to the quarantine."""
         title = f"iteration {iteration + 1} of {self.total_iterations}: sampling"
-        with self.console.progress(title, len(rows) * ppo.samples_per_prompt) as advance:
-            rollouts = actors.collector().collect(prompts.take(rows), iteration, seed, progress=advance)
+        with self.console.progress(title, len(prompts) * self.config.ppo.samples_per_prompt) as advance:
+            rollouts = actors.collector().collect(prompts, iteration, self.config.run.seed, progress=advance)
         rollouts.check_version(iteration)
         append_failures(self.folder.quarantine, rollouts.failures, iteration + 1)
         return rollouts
 
     def _learn(self, rollouts: Rollouts, composed: Composed, iteration: int, actors: PPOActors) -> dict[str, float]:
-        """The PPO epochs on the kept samples."""
-        started = time.monotonic()
+        """The PPO epochs on the samples that are worth it."""
+        started, shaped = time.monotonic(), shape(rollouts, composed, self.config)
+        if self.config.ppo.dynamic_sampling.enabled and not shaped.prompts_with_signal:
+            self.console.warn(f"iteration {iteration + 1}: no prompt's responses differ in reward, training on all")
         frozen = iteration < self.config.critic.warmup_iterations
         step = PPOIteration(iteration, self.kl.coef_at(iteration), frozen)
-        index = rollouts.index(self._shape(rollouts, composed), composed.keep)
+        index = rollouts.index(shaped.rewards, shaped.keep)
         samples = [batch.samples for batch in rollouts.batches]
         references = [batch.reference for batch in rollouts.batches] if actors.reference is not None else None
         what = f"iteration {iteration + 1}"
         with self.console.progress(f"{what}: training"):
             metrics, gap = actors.learner.call(what, "train_ppo", index, samples, references, step)
+        metrics |= shaped.metrics() | {"samples/rounds": rollouts.rounds}
         metrics |= {"audit/mean_gap": gap.mean, "audit/max_gap": gap.max, "audit/tokens": gap.tokens}
         return dict(metrics | {"seconds/train": time.monotonic() - started})
-
-    def _shape(self, rollouts: Rollouts, composed: Composed) -> np.ndarray:
-        """The rewards that the learner gets: clipped, minus a penalty where the response was cut."""
-        ppo, rewards = self.config.ppo, composed.total
-        if ppo.reward_clip is not None:
-            rewards = np.clip(rewards, -ppo.reward_clip, ppo.reward_clip)
-        return rewards - ppo.missing_eos_penalty * rollouts.column("truncated")
 
     @property
     def _stopping(self) -> bool:
@@ -295,99 +302,6 @@ class PPOTrainer(StopRequests):
             raise ConfigError("no run is going on: this works from callbacks only")
         return self.actors
 
-    # -- evaluation --------------------------------------------------------------------------------------------------
-
-    def _evaluate_start(self, first: int) -> Evaluation | None:
-        """The start of the run, whose answers a resumed run finds in its folder."""
-        self._evaluated_after: int | None = None
-        if self._held_out is None:
-            return None
-        stored = self.folder.evaluations / evaluation_file(0)
-        if first > 0 and stored.is_file():
-            before = Evaluation.read(stored)
-            if before.prompts == self._held_out["prompt"].to_pylist():
-                return before
-        return self._evaluate_held_out("evaluating the start", first)
-
-    def _evaluate_held_out(self, what: str, iterations: int) -> Evaluation | None:
-        """Rewards of one response per held-out prompt, with the same seeds every time; into the folder and trackers."""
-        self._evaluated_after = iterations
-        if self._held_out is None:
-            return None
-        evaluation = self._score(self._running(), self._held_out, what, iterations)
-        evaluation.write(self.folder.evaluations / evaluation_file(iterations))
-        self.session.trackers.log(iterations, evaluation.metrics())
-        self.callbacks.on_evaluation(iterations, evaluation)
-        return evaluation
-
-    def _score(self, actors: RolloutActors, prompts: pa.Table, what: str, iterations: int | None) -> Evaluation:
-        """`iterations`: of the run in whose quarantine failures are noted; None: nowhere."""
-
-        def note(failures: list[RewardFailure]) -> None:
-            if iterations is not None:
-                append_failures(self.folder.quarantine, failures, iterations, "evaluation")
-
-        with self.console.progress(what, prompts.num_rows) as advance:
-            return Evaluation.run(
-                actors.collector(), prompts, self.config, self.normalizer, progress=advance, on_failures=note
-            )
-
-    # -- the policy as it is now -------------------------------------------------------------------------------------
-
-    def evaluate(self, prompts: Any = None) -> Evaluation:
-        """One response per prompt, scored by the rewards: of the policy in training, the trained one, or the start.
-
-        `prompts` as for `data`; default: all held-out prompts of `data.eval_path`. Outside a run a generator and the
-        scorers are started for the purpose. Normalised rewards are measured by the moments of the training so far.
-        """
-        prompts = self.config.data.eval_path if prompts is None else prompts
-        if prompts is None:
-            raise ConfigError("evaluate: give prompts, or set data.eval_path")
-        config = self._current()
-        check_rewards(config.rewards, config.reducer)
-        table = load_inputs(config, prompts)
-        columns = sample_schema(table.schema).names
-        check_reward_columns(config.rewards, columns)
-        rewards = {name: section for name, section in config.rewards.items() if section.enabled}
-        with self._actors(config, columns, rewards) as actors:
-            return self._score(actors, table, "evaluating", None)
-
-    def generate(self, prompts: Any, *, seed: int | None = None, **sampling: Any) -> list[str]:
-        """One response per prompt, in order: of the policy in training, the trained one, or the start.
-
-        `prompts` as for `data`. `sampling` overrides keys of the section `generation`: temperature (0: greedy), top_k,
-        top_p, max_new_tokens, min_new_tokens, stop. Equal seeds (default: run.seed) give equal responses.
-        """
-        check_sampling(sampling)
-        config = self._current()
-        table = load_inputs(config, prompts, sampling.get("max_new_tokens"))
-        with (
-            self._actors(config, sample_schema(table.schema).names, {}) as actors,
-            self.console.progress("sampling", table.num_rows) as advance,
-        ):
-            return sample_texts(actors, table, config.run.seed if seed is None else seed, sampling, advance)
-
-    def _current(self) -> PPOConfig:
-        """The configuration with the newest saved policy as its model, where there is one."""
-        if self.actors is not None or self.resume is None:
-            return self.config
-        policy = RunFolder.open(self.resume).policy
-        if not (policy / "config.json").is_file():
-            return self.config
-        changes = {"name": str(policy), "revision": None, "tokenizer": None, "lora": None}
-        return self.config.model_copy(update={"model": self.config.model.model_copy(update=changes)})
-
-    @contextmanager
-    def _actors(
-        self, config: PPOConfig, columns: list[str], rewards: dict[str, RewardComponent]
-    ) -> Iterator[RolloutActors]:
-        """Those of the run that is going on, else short-lived ones on the current policy."""
-        if self.actors is not None:
-            yield self.actors
-            return
-        with inference_actors(config, columns, rewards, self.console) as actors:
-            yield actors
-
     # -- console -----------------------------------------------------------------------------------------------------
 
     def _print_facts(self, prompts: Loaded, held_out: Loaded | None, arithmetic: Arithmetic) -> None:
@@ -395,11 +309,6 @@ class PPOTrainer(StopRequests):
         if held_out is not None:
             facts["held out"] = held_out.report.describe()
         self.console.facts(facts | {"batches": arithmetic.lines()})
-
-
-def evaluation_file(iterations: int) -> str:
-    """Name of the answers of the policy after so many iterations; 0 is the start."""
-    return f"iteration-{iterations:06d}.parquet"
 
 
 def _due(number: int, every: int) -> bool:

@@ -50,6 +50,13 @@ class Rollouts:
     batches: list[Batch]
     failures: list[RewardFailure]
     seconds: dict[str, float]
+    rounds: int = 1  # of sampling
+
+    def joined(self, later: "Rollouts") -> "Rollouts":
+        """These and those of a later round, of other prompts."""
+        seconds = {name: spent + later.seconds[name] for name, spent in self.seconds.items()}
+        batches, failures = [*self.batches, *later.batches], [*self.failures, *later.failures]
+        return Rollouts(batches, failures, seconds, self.rounds + later.rounds)
 
     def column(self, name: str) -> np.ndarray:
         """A small column over all batches, in arrival order."""
