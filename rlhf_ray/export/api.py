@@ -9,6 +9,7 @@ from typing import Literal
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.export.card import write_cards
 from rlhf_ray.export.formats import Format, Loaded, make_formats
+from rlhf_ray.export.quiet import quiet
 from rlhf_ray.export.record import RunRecord
 from rlhf_ray.export.report import ExportReport, Written
 from rlhf_ray.export.sequences import Sequences, choose_sequences, given_sequences
@@ -61,11 +62,12 @@ def export_model(
     aside = folder.absolute().with_name(f".{folder.absolute().name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        chosen, expected = _write(source, formats, aside, max_shard_size, sequences, console)
-        console.facts({"model": f"{source.kind}, {source.model}", "compared on": _describe(chosen)})
-        written = {
-            name: _verify(name, form, source, aside / name, chosen, expected, console) for name, form in formats.items()
-        }
+        with quiet():
+            chosen, expected = _write(source, formats, aside, max_shard_size, sequences, console)
+            written = {
+                name: _verify(name, form, source, aside / name, chosen, expected, console)
+                for name, form in formats.items()
+            }
         report = ExportReport(folder, source.given, source.kind, _describe(chosen), written, environment())
         report.save(aside)
         write_cards(aside, source, RunRecord.read(source.run) if source.run else None, report)
@@ -74,6 +76,7 @@ def export_model(
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    console.facts({"model": f"{source.kind}, {source.model}", "compared on": report.compared_on})
     console.table(report.titles(), report.rows())
     console.note(f"written to {folder} (model card: README.md, figures: export.json)")
     return report

@@ -1,13 +1,13 @@
 """The model card: README.md with the front matter that hubs read, and what the run recorded of the model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlhf_ray.export.record import STAGES, RunRecord
-from rlhf_ray.export.report import ExportReport, Written
+from rlhf_ray.export.report import ExportReport
 from rlhf_ray.export.source import Source
 from rlhf_ray.export.usage import usage
 from rlhf_ray.hub import looks_like_path
@@ -19,30 +19,29 @@ PUBLISHED = ("safetensors", "adapter")
 
 def write_cards(folder: Path, source: Source, record: RunRecord | None, report: ExportReport) -> None:
     """README.md in the export's folder and in each form that a hub takes as it is."""
-    (folder / CARD).write_text(card(source, record, report, report.formats), encoding="utf-8")
+    (folder / CARD).write_text(card(source, record, report, {name: name for name in report.formats}), encoding="utf-8")
     for name in PUBLISHED:
         if name in report.formats:
-            text = card(source, record, report, {name: report.formats[name]})
-            (folder / name / CARD).write_text(text, encoding="utf-8")
+            (folder / name / CARD).write_text(card(source, record, report, {name: "."}), encoding="utf-8")
 
 
-def card(source: Source, record: RunRecord | None, report: ExportReport, formats: Mapping[str, Written]) -> str:
-    """The whole text, for a folder that holds `formats`."""
+def card(source: Source, record: RunRecord | None, report: ExportReport, folders: Mapping[str, str]) -> str:
+    """The whole text. `folders`: the forms that it is about -> where each lies, seen from the card."""
     title = record.name if record else source.given.rstrip("/").rsplit("/", 1)[-1]
-    parts = [_front_matter(source, record, formats), f"# {title}\n", _introduction(source, record)]
+    parts = [_front_matter(source, record, folders), f"# {title}\n", _introduction(source, record)]
     if record is not None:
         parts += [_training(record), _results(record), _syncs(record)]
-    parts += [_forms(report, formats), usage(source, formats), _versions(record, report)]
+    parts += [_forms(report, folders), usage(source.kind, folders), _versions(record, report)]
     if record is not None:
         parts.append(f"<details><summary>Configuration</summary>\n\n```yaml\n{record.config_text}```\n\n</details>\n")
     return "\n".join(part for part in parts if part)
 
 
-def _front_matter(source: Source, record: RunRecord | None, formats: Mapping[str, Written]) -> str:
+def _front_matter(source: Source, record: RunRecord | None, folders: Mapping[str, str]) -> str:
     stage = record.stage if record else None
     tags = ["rlhf-ray", *([stage] if stage else []), *(["lora"] if source.adapter is not None else [])]
     matter: dict[str, Any] = {
-        "library_name": "peft" if list(formats) == ["adapter"] else "transformers",
+        "library_name": "peft" if list(folders) == ["adapter"] else "transformers",
         "pipeline_tag": "text-generation" if source.kind == "policy" else "text-classification",
         "tags": tags,
     }
@@ -123,8 +122,8 @@ def _syncs(record: RunRecord) -> str:
     )
 
 
-def _forms(report: ExportReport, formats: Mapping[str, Written]) -> str:
-    rows = [row for row in report.rows() if row[0] in formats]
+def _forms(report: ExportReport, names: Collection[str]) -> str:
+    rows = [row for row in report.rows() if row[0] in names]
     return (
         "## Exports\n\nEach was loaded back and compared with the model that it was made from, on "
         f"{report.compared_on}.\n\n" + _table(report.titles(), rows)

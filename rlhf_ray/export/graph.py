@@ -5,13 +5,8 @@ one is quadratic in length; serve the safetensors with vLLM for that.
 """
 
 import inspect
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import PreTrainedModel
@@ -66,29 +61,10 @@ def capture(model: PreTrainedModel, kind: Kind) -> ExportedProgram:
     """The model as a torch.export program. Raises ConfigError for an architecture that cannot be captured."""
     shapes = dynamic_shapes(getattr(model.config, "max_position_embeddings", None))
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad():
             return torch.export.export(GraphModule(model, kind).eval(), example(), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch raises dozens of kinds for what it cannot follow
         raise ConfigError(
             f"torch.export cannot capture {type(model).__name__}: {str(error).strip().splitlines()[0]}\n"
             "Its control flow depends on data or on shapes. Export it as safetensors (or adapter) instead."
         ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporters' warnings about their own deprecations and about packages that are not needed."""
-    shown = transformers.logging.get_verbosity()
-    noisy = [logging.getLogger(name) for name in ("torch.onnx", "torch.onnx._internal.exporter._registration", "")]
-    levels = [logger.level for logger in noisy]
-    transformers.logging.set_verbosity_error()
-    for logger in noisy:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(shown)
-        for logger, level in zip(noisy, levels, strict=True):
-            logger.setLevel(level)

@@ -8,7 +8,6 @@ import numpy as np
 
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.export.formats import Format, Loaded
-from rlhf_ray.export.graph import quiet
 from rlhf_ray.export.source import Source, load, load_adapted
 from rlhf_ray.export.verify import Outputs, model_outputs
 from rlhf_ray.models.reward_stats import RewardStats
@@ -23,8 +22,7 @@ class Safetensors(Format):
     def write(self, loaded: Loaded, folder: Path) -> None:
         dtype = loaded.source.stored_dtype()
         model = loaded.model if loaded.model.dtype == dtype else loaded.source.load(dtype)
-        with quiet():
-            model.save_pretrained(folder, max_shard_size=loaded.max_shard_size)
+        model.save_pretrained(folder, max_shard_size=loaded.max_shard_size)
         loaded.tokenizer.save_pretrained(folder)
         _keep_scale(loaded.source, folder)
 

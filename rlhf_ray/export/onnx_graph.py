@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.export.formats import Format, Loaded
-from rlhf_ray.export.graph import INPUTS, OUTPUT, dynamic_shapes, example, quiet
+from rlhf_ray.export.graph import INPUTS, OUTPUT, dynamic_shapes, example
 from rlhf_ray.export.source import Source
 from rlhf_ray.export.torch_graph import FLOAT32_TOLERANCE
 from rlhf_ray.export.verify import Graph, Outputs, graph_outputs
@@ -49,34 +49,33 @@ class OnnxInt8(Onnx):
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             whole = Path(scratch) / FILE
             write_onnx(loaded, whole)
-            with quiet():
-                quantize_dynamic(
-                    whole,
-                    folder / FILE,
-                    op_types_to_quantize=["MatMul"],
-                    per_channel=True,
-                    reduce_range=True,  # 7 bits: processors without VNNI saturate at 8, and would answer otherwise
-                    weight_type=QuantType.QInt8,
-                    use_external_data_format=sum(p.stat().st_size for p in Path(scratch).iterdir()) > PROTOBUF_LIMIT,
-                )
+            size = sum(path.stat().st_size for path in whole.parent.iterdir())
+            quantize_dynamic(
+                whole,
+                folder / FILE,
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                reduce_range=True,  # 7 bits: with 8, processors without VNNI saturate and answer otherwise
+                weight_type=QuantType.QInt8,
+                use_external_data_format=size > PROTOBUF_LIMIT,
+            )
         loaded.describe(folder)
 
 
 def write_onnx(loaded: Loaded, path: Path) -> None:
     """The captured program as an ONNX file."""
     shapes = dynamic_shapes(getattr(loaded.model.config, "max_position_embeddings", None))
-    with quiet():
-        program = torch.onnx.export(
-            loaded.program,
-            example(),
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=list(INPUTS),
-            output_names=[OUTPUT[loaded.source.kind]],
-            verbose=False,
-        )
-        assert program is not None
-        program.save(str(path))
+    program = torch.onnx.export(
+        loaded.program,
+        example(),
+        dynamo=True,
+        dynamic_shapes=shapes,
+        input_names=list(INPUTS),
+        output_names=[OUTPUT[loaded.source.kind]],
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path))
 
 
 def open_onnx(path: Path) -> Graph:

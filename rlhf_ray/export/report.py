@@ -43,7 +43,7 @@ class ExportReport:
         return [
             [
                 name,
-                f"{form.bytes / 1e6:,.1f} MB",
+                f"{form.bytes / 1e6:,.2f} MB",
                 f"{form.gap.largest:.2g}",
                 f"{form.gap.mean:.2g}",
                 "reported only" if form.tolerance is None else f"{form.tolerance:g}",

@@ -8,7 +8,7 @@ import torch
 
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.export.formats import Format, Loaded
-from rlhf_ray.export.graph import GraphModule, example, quiet
+from rlhf_ray.export.graph import GraphModule, example
 from rlhf_ray.export.source import Source
 from rlhf_ray.export.verify import Outputs, graph_outputs
 
@@ -23,14 +23,11 @@ class TorchExport(Format):
     tolerance = FLOAT32_TOLERANCE
 
     def write(self, loaded: Loaded, folder: Path) -> None:
-        with quiet():
-            torch.export.save(loaded.program, folder / "model.pt2")
+        torch.export.save(loaded.program, folder / "model.pt2")
         loaded.describe(folder)
 
     def outputs(self, source: Source, folder: Path, sequences: Sequence[np.ndarray]) -> Outputs:
-        with quiet():
-            module = torch.export.load(folder / "model.pt2").module()
-        return graph_outputs(module, source.kind, sequences)
+        return graph_outputs(torch.export.load(folder / "model.pt2").module(), source.kind, sequences)
 
 
 class TorchScript(Format):
@@ -46,11 +43,9 @@ class TorchScript(Format):
 
     def write(self, loaded: Loaded, folder: Path) -> None:
         module = GraphModule(loaded.model, loaded.source.kind).eval()
-        with torch.no_grad(), quiet():
+        with torch.no_grad():
             torch.jit.trace(module, example(), check_trace=False).save(str(folder / "model.pt"))
         loaded.describe(folder)
 
     def outputs(self, source: Source, folder: Path, sequences: Sequence[np.ndarray]) -> Outputs:
-        with quiet():
-            module = torch.jit.load(str(folder / "model.pt"))
-            return graph_outputs(module, source.kind, sequences)
+        return graph_outputs(torch.jit.load(str(folder / "model.pt")), source.kind, sequences)
