@@ -3,6 +3,7 @@
 import multiprocessing
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,14 @@ def rollouts(
         reward=random.standard_normal(samples),
     )
     return index, tables.__getitem__
+
+
+def grouped(data: tuple[RolloutIndex, Fetch], samples_per_prompt: int) -> tuple[RolloutIndex, Fetch]:
+    """The same samples as if so many successive ones answered one prompt each (an odd number is left for the last)."""
+    index, fetch = data
+    place = np.arange(len(index))
+    index = replace(index, prompt_id=place // samples_per_prompt, sample_index=place % samples_per_prompt)
+    return index, fetch
 
 
 @torch.no_grad()
