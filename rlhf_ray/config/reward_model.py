@@ -17,6 +17,21 @@ from rlhf_ray.config.data import PreferenceDataSection
 class RewardModelSection(Section):
     epochs: int = Field(1, ge=1, description="Passes over the pairs.")
     pairs_per_step: int = Field(32, ge=1, description="Pairs per optimiser step over all ranks.")
+    margin: float | str | None = Field(
+        None,
+        description="By how much chosen should win: a number, or the column that says it (scores of rankings: their "
+        "difference); null: no margin.",
+    )
+    center_coef: float = Field(
+        0.0, ge=0, description="Weight of (chosen + rejected)^2, which keeps scores near zero; 0.01 (Eisenstein 2023)."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Share of pairs whose labels are taken to be swapped."
+    )
+    head_hidden: int | None = Field(
+        None, ge=1, description="Neurons of a hidden layer in a new score head; null: the head is one linear layer."
+    )
+    head_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on what the score head reads, in training.")
     eval_every: int = Field(0, ge=0, description="Evaluate every so many steps; 0: before and after only.")
 
 

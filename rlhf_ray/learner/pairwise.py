@@ -7,8 +7,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from rlhf_ray.algorithms.bradley_terry import pairwise_loss
+from rlhf_ray.algorithms.bradley_terry import calibration_error, calibration_histogram, pairwise_loss
 from rlhf_ray.algorithms.masked import Moments
+from rlhf_ray.config.reward_model import RewardModelSection
 from rlhf_ray.learner.group import LearnerGroup, Sums
 from rlhf_ray.learner.plan import microbatches
 from rlhf_ray.learner.ragged import Ragged
@@ -19,15 +20,24 @@ from rlhf_ray.models.batching import TokenBatch
 class PairwiseObjective:
     """Steps and evaluations over rows of a `schema.PREFERENCES` table."""
 
-    def __init__(self, reward: Trainable, table: pa.Table, eval_table: pa.Table | None, group: LearnerGroup) -> None:
-        self.reward, self.group = reward, group
+    def __init__(
+        self,
+        reward: Trainable,
+        section: RewardModelSection,
+        table: pa.Table,
+        eval_table: pa.Table | None,
+        group: LearnerGroup,
+    ) -> None:
+        self.reward, self.section, self.group = reward, section, group
         self.train, self.held_out = _Pairs(table), _Pairs(eval_table) if eval_table is not None else None
+        self._margins = _margins(section.margin, table)
 
     def step(self, rows: np.ndarray) -> dict[str, float]:
         """One optimiser step on the pairs `rows` (indices of the global minibatch); global metrics."""
-        sums = Sums()
-        for chosen, rejected in self._scores(self.train, rows):
-            loss = pairwise_loss(chosen, rejected)
+        sums, section = Sums(), self.section
+        for members, chosen, rejected in self._scores(self.train, rows):
+            margins = None if self._margins is None else torch.from_numpy(self._margins[members]).to(chosen.device)
+            loss = pairwise_loss(chosen, rejected, margins, section.label_smoothing, section.center_coef)
             self.reward.backward(loss.loss_sum / len(rows))
             sums.add(loss=loss.loss_sum, correct=loss.correct, margin=loss.margin_sum)
         stats = self.reward.step()
@@ -41,36 +51,41 @@ class PairwiseObjective:
         }
 
     def evaluate(self) -> dict[str, float]:
-        """Loss, accuracy and margin over the held-out pairs."""
+        """Loss, accuracy, margin and calibration error over the held-out pairs.
+
+        The loss is the plain likelihood: without margin, smoothing and centring, so that runs can be compared.
+        """
         assert self.held_out is not None
-        rows, sums = np.arange(len(self.held_out.lengths)), Sums()
+        rows, sums, histogram = np.arange(len(self.held_out.lengths)), Sums(), calibration_histogram(torch.zeros(0))
         with self.reward.evaluating():
-            for chosen, rejected in self._scores(self.held_out, rows):
+            for _, chosen, rejected in self._scores(self.held_out, rows):
                 loss = pairwise_loss(chosen, rejected)
                 sums.add(loss=loss.loss_sum, correct=loss.correct, margin=loss.margin_sum)
+                histogram += calibration_histogram(chosen - rejected).cpu()
         total = sums.over(self.group)
         return {
             "eval/loss": total["loss"] / len(rows),
             "eval/accuracy": total["correct"] / len(rows),
             "eval/margin": total["margin"] / len(rows),
+            "eval/calibration_error": calibration_error(self.group.total(histogram)),
         }
 
     def score_moments(self) -> dict[str, float]:
         """Mean and standard deviation of the scores over the training pairs, by which they are normalised later."""
         local = Moments()
         with self.reward.evaluating():
-            for pair in self._scores(self.train, np.arange(len(self.train.lengths))):
+            for _, *pair in self._scores(self.train, np.arange(len(self.train.lengths))):
                 scores = torch.cat(pair)
                 local += Moments.of(scores, torch.ones_like(scores, dtype=torch.bool))
         total = Moments(**self.group.reduce(vars(local)))
         return {"mean": total.mean, "std": total.std}
 
-    def _scores(self, table: "_Pairs", rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """(chosen scores, rejected scores), both [pairs], per micro-batch; a pass without pairs has empty ones."""
+    def _scores(self, table: "_Pairs", rows: np.ndarray) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """(pairs, their chosen scores, their rejected scores) per micro-batch; a pass without pairs has none."""
         budget, group = self.reward.section.tokens_per_microbatch, self.group
         for members in microbatches(rows, table.lengths, group.size, budget)[group.rank]:
             chosen, rejected = self.reward.network(table.batch(members, group.device)).chunk(2)
-            yield chosen, rejected
+            yield members, chosen, rejected
 
 
 class _Pairs:
@@ -87,3 +102,12 @@ class _Pairs:
             return TokenBatch.empty(device)
         sequences = [column[i] for column in (self.chosen, self.rejected) for i in members]
         return TokenBatch.of_last_tokens(sequences, device)
+
+
+def _margins(margin: float | str | None, table: pa.Table) -> np.ndarray | None:
+    """Float32 [pairs]: a constant, or the table's column, in which a pair without one has 0; None without margins."""
+    if margin is None:
+        return None
+    if isinstance(margin, str):
+        return table["margin"].fill_null(0.0).to_numpy().astype(np.float32)
+    return np.full(table.num_rows, margin, dtype=np.float32)

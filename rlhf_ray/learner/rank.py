@@ -27,7 +27,8 @@ from rlhf_ray.learner.ppo import PPOObjective
 from rlhf_ray.learner.sft import SFTObjective
 from rlhf_ray.learner.shards import load_rank, save_rank
 from rlhf_ray.learner.trainable import Trainable
-from rlhf_ray.models.load import load_causal_lm, load_scalar_lm, resolve_dtype
+from rlhf_ray.models.heads import drop_inputs, last_layer, small_start
+from rlhf_ray.models.load import is_scalar, load_causal_lm, load_scalar_lm, resolve_dtype
 from rlhf_ray.models.lora import adapter_tensors, add_lora, merged_tensors
 from rlhf_ray.models.networks import PolicyNetwork, ScalarNetwork
 from rlhf_ray.models.reward_stats import RewardStats
@@ -57,10 +58,17 @@ class LearnerRank:
         """The stage's main model, made trainable; a PPO run gets its critic too."""
         config = self.config
         if isinstance(config, RewardModelConfig):
-            model = load_scalar_lm(config.model.name, quantization=config.model.quantization, **_load_options(config.model))
+            model = load_scalar_lm(
+                config.model.name,
+                quantization=config.model.quantization,
+                head_hidden=config.reward.head_hidden,
+                **_load_options(config.model),
+            )
             if not _is_scalar(config.model.name, config.model):
-                _small_start(model)
+                small_start(model.score)
             self._prepare(model, config.model)
+            if config.reward.head_dropout:
+                drop_inputs(model.score, config.reward.head_dropout)
             self.trainables["reward"] = self._trainable(ScalarNetwork(model), config.learner.learning_rate)
             return model
         model = load_causal_lm(config.model)
@@ -113,7 +121,7 @@ class LearnerRank:
         if _is_scalar(source, config.model):
             _match_reward_scale(model, source)
         else:
-            nn.init.zeros_(model.score.weight)
+            nn.init.zeros_(last_layer(model.score).weight)
         self._prepare(model, config.model.model_copy(update={"lora": None}))
         return self._trainable(ScalarNetwork(model), config.critic.learning_rate or config.learner.learning_rate)
 
@@ -124,7 +132,8 @@ class LearnerRank:
         return SFTObjective(self.trainables["policy"], self.config, table, eval_table, self.group)
 
     def pairwise(self, table: pa.Table, eval_table: pa.Table | None) -> PairwiseObjective:
-        return PairwiseObjective(self.trainables["reward"], table, eval_table, self.group)
+        assert isinstance(self.config, RewardModelConfig)
+        return PairwiseObjective(self.trainables["reward"], self.config.reward, table, eval_table, self.group)
 
     def dpo(self, table: pa.Table, eval_table: pa.Table | None) -> DPOObjective:
         assert isinstance(self.config, DPOConfig)
@@ -181,13 +190,7 @@ def _load_options(section: ModelSection) -> dict[str, Any]:
 
 def _is_scalar(name: str, section: ModelSection) -> bool:
     """Whether `name` was saved with a trained score head."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=section.trust_remote_code)
-    return any("SequenceClassification" in architecture for architecture in config.architectures or [])
-
-
-def _small_start(model: PreTrainedModel) -> None:
-    """Scores of a new head start near zero (Stiennon et al. 2020: std 1 / sqrt(hidden + 1))."""
-    nn.init.normal_(model.score.weight, std=(model.score.weight.shape[1] + 1) ** -0.5)
+    return is_scalar(AutoConfig.from_pretrained(name, trust_remote_code=section.trust_remote_code))
 
 
 @torch.no_grad()
@@ -195,4 +198,4 @@ def _match_reward_scale(model: PreTrainedModel, source: str) -> None:
     """Rewards reach the learner normalised, so the critic's first guess is scaled alike."""
     stats = RewardStats.load(source)
     if stats is not None and stats.std > 0:
-        model.score.weight.div_(stats.std)
+        last_layer(model.score).weight.div_(stats.std)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, TaskType, load_peft_weights
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from rlhf_ray.config.rewards import NeuralOptions, NeuralRewardSection
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.hub import check_model, explain_hub_error, looks_like_path
+from rlhf_ray.models.heads import scalar_model_factory
 from rlhf_ray.models.load import default_device, resolve_dtype
 
 ADAPTER_FILE = "adapter_config.json"
@@ -53,7 +54,8 @@ def load_model(section: NeuralRewardSection, device: torch.device) -> tuple[Any,
     labels = {"num_labels": head.shape[0]} if (head := _head(adapter)) is not None else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        factory = scalar_model_factory(AutoConfig.from_pretrained(source, **options))
+        model, report = factory.from_pretrained(
             source,
             **options,
             **labels,
@@ -92,9 +94,15 @@ def context_length(model: Any, tokenizer_limit: int, configured: int | None) -> 
 def _adapter_weights(name: str) -> dict[str, Tensor]:
     check_adapter(name)
     try:
-        return load_peft_weights(os.path.expanduser(name), device="cpu")
+        weights = load_peft_weights(os.path.expanduser(name), device="cpu")
     except (OSError, ValueError) as error:
         raise explain_hub_error(name, error) from error
+    if any(key.endswith("score.out.weight") for key in weights):
+        raise ConfigError(
+            f"adapter: {name} brings a score head with a hidden layer, which its base model has no place for. Name the "
+            "merged model beside it (the run's policy/ folder) as the reward's model, without an adapter."
+        )
+    return weights
 
 
 def _with_adapter(model: Any, name: str) -> Any:

@@ -27,7 +27,9 @@ class RewardTrainer(SupervisedTrainer):
     config: RewardModelConfig
 
     def load(self, tokenizer: PreTrainedTokenizerBase, path: str | None = None) -> Loaded:
-        return load_preferences(self.config.data, tokenizer, path)
+        margin = self.config.reward.margin
+        column = margin if isinstance(margin, str) and path is None else None  # held-out pairs are measured without
+        return load_preferences(self.config.data, tokenizer, path, margin_column=column)
 
     def rows_per_step(self) -> int:
         return self.config.reward.pairs_per_step
