@@ -1,4 +1,4 @@
-"""`rlhf-ray config show|validate|schema`: look at a configuration without starting anything."""
+"""`rlhf-ray config show|validate|schema|import`: look at a configuration without starting anything."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ stage_argument = click.argument("stage", type=click.Choice(STAGES))
 
 @click.group()
 def config() -> None:
-    """Show, validate or describe configurations."""
+    """Show, validate, describe or import configurations."""
 
 
 @config.command()
@@ -59,6 +59,32 @@ def schema(stage: str, output: Path | None) -> None:
         click.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
+
+
+@config.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead.")
+def import_(file: Path, output: Path | None) -> None:
+    """Turn a flat JSON configuration of a fine-tuning service or a Hugging Face script into ours.
+
+    \b
+    rlhf-ray config import service.json -o mine.yaml
+
+    Its strategy (rlhf, dpo, sft, qlora) decides which command runs the result. What was dropped is said, with the
+    reason.
+    """
+    from rlhf_ray.config.import_json import import_json
+
+    imported = import_json(file)
+    for note in imported.notes:
+        click.echo(f"note: {note}", err=True)
+    for key, reason in imported.dropped.items():
+        click.echo(f"dropped: {key} ({reason})", err=True)
+    if output is None:
+        click.echo(imported.to_yaml(), nl=False)
+        return
+    output.write_text(imported.to_yaml(), encoding="utf-8")
+    click.echo(f"written: {output}; run it with {imported.command} --config {output}")
 
 
 def _arithmetic(resolved: "Section | Any") -> list[str]:

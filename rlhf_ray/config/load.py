@@ -3,12 +3,13 @@
     load_config(PPOConfig, ["configs/base.yaml", "mine.yaml"], ["learner.learning_rate=1e-5"])
 
 Files are merged left to right, mapping by mapping (lists are replaced); a file may pull in others with a top-level
-`include: [...]`, relative to itself and merged before it. Overrides come last; their values are read as YAML. Types are
+`include: [...]`, relative to itself and merged before it, and into one of its sections by an `include` at the top of
+that section. Overrides come last; their values are read as YAML. Types are
 strict: text is never silently taken for a number.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,8 +90,13 @@ def code_carriers(value: Any, name: str = "") -> dict[str, FunctionRewardSection
     return found
 
 
+def mapping_yaml(content: Mapping[str, Any]) -> str:
+    """Nested keys as YAML that `load_config` reads back as they are."""
+    return yaml.dump(dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 def _dump(config: Section) -> str:
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return mapping_yaml(config.model_dump(mode="json"))
 
 
 class _Layers:
@@ -117,17 +123,17 @@ class _Layers:
         self._origins.setdefault((), origin)
         self._merge(self.data, content, (), origin)
 
-    def add_file(self, path: Path, parents: tuple[Path, ...] = ()) -> None:
+    def add_file(self, path: Path, parents: tuple[Path, ...] = (), section: tuple[str, ...] = ()) -> None:
+        """Merge what the file includes, then the file; all of it below `section`."""
         resolved = path.resolve()
         if resolved in parents:
             raise ConfigError(f"{path}: includes itself ({' -> '.join(p.name for p in (*parents, resolved))})")
         content = _read_yaml(path)
-        includes = content.pop("include", [])
-        for include in [includes] if isinstance(includes, str) else includes or []:
-            if not isinstance(include, str):
-                raise ConfigError(f"include: got {include!r} in {path}, expected a list of file names")
-            self.add_file(path.parent / include, (*parents, resolved))
+        for into, include in _take_includes(content, path):
+            self.add_file(path.parent / include, (*parents, resolved), (*section, *into))
         self._origins.setdefault((), str(path))
+        for key in reversed(section):
+            content = {key: content}
         self._merge(self.data, content, (), str(path))
 
     def add_override(self, cls: type[Section], override: str) -> None:
@@ -163,6 +169,18 @@ class _Layers:
                 for known in [known for known in self._origins if known[: len(here)] == here]:
                     del self._origins[known]
                 self._origins[here] = origin
+
+
+def _take_includes(content: dict[str, Any], path: Path) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(section, file) of every `include` at the top of a file or of one of its sections; they are taken out."""
+    sections = [((key,), value) for key, value in content.items() if isinstance(value, dict)]
+    for section, holder in [((), content), *sections]:
+        includes = holder.pop("include", [])
+        for include in [includes] if isinstance(includes, str) else includes or []:
+            if not isinstance(include, str):
+                key = ".".join((*section, "include"))
+                raise ConfigError(f"{key}: got {include!r} in {path}, expected a list of file names")
+            yield section, include
 
 
 class _Loader(yaml.SafeLoader):
