@@ -1,18 +1,18 @@
 """`rlhf-ray sft`, `reward`, `dpo` and `ppo`: one configuration, one trainer."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rlhf_ray.cli.recipe import tiny_option, tiny_overrides
 from rlhf_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlhf_ray.config.base import Section
 
-STAGES = ("sft", "reward", "dpo", "ppo", "eval")
+STAGES = ("sft", "reward", "dpo", "ppo", "eval", "pipeline")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -43,6 +43,7 @@ def resume_option(command: Function) -> Function:
 def config_class(stage: str) -> "type[Section]":
     """The configuration class of a stage."""
     from rlhf_ray.config import DPOConfig, EvalConfig, PPOConfig, RewardModelConfig, SFTConfig
+    from rlhf_ray.config.rlhf import RLHFConfig
 
     classes: dict[str, type[Section]] = {
         "sft": SFTConfig,
@@ -50,6 +51,7 @@ def config_class(stage: str) -> "type[Section]":
         "dpo": DPOConfig,
         "ppo": PPOConfig,
         "eval": EvalConfig,
+        "pipeline": RLHFConfig,
     }
     return classes[stage]
 
@@ -105,7 +107,7 @@ def dpo(files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | None
 @click.command()
 @config_options
 @resume_option
-@click.option("--tiny", is_flag=True, help="A recipe's tiny variant: models and data made here, minutes on two cores.")
+@tiny_option
 def ppo(files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | None, tiny: bool) -> None:
     """PPO towards one or several rewards, on Ray with vLLM rollouts.
 
@@ -118,29 +120,11 @@ def ppo(files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | None
     All keys: rlhf-ray config schema ppo. What a configuration comes to: rlhf-ray config show ppo --config FILE.
     """
     if tiny:
-        overrides = (*_tiny(files, overrides), *overrides)
+        overrides = (*tiny_overrides(files, overrides, config_class("ppo")), *overrides)
     config = _load("ppo", files, overrides, resume)
     from rlhf_ray.trainers.ppo import PPOTrainer
 
     PPOTrainer(config, resume=resume).train()
-
-
-def _tiny(files: tuple[Path, ...], overrides: tuple[str, ...]) -> list[str]:
-    """The overrides that make a recipe tiny, shown on the console; files it needs are made below the runs' root."""
-    from rlhf_ray.config import PPOConfig
-    from rlhf_ray.config.load import load_config
-    from rlhf_ray.demo.recipes.tiny import tiny_overlay
-    from rlhf_ray.tracking.console import Console
-
-    if not files:
-        raise ConfigError("--tiny: give the recipe's --config FILE (a run that is resumed is tiny if it was)")
-    recipe = files[0].stem
-    root, console = load_config(PPOConfig, files, overrides).run.root, Console()
-    with console.progress(f"{recipe}: making tiny models and data"):
-        overlay = tiny_overlay(recipe, Path(root) / "tiny-recipes")
-    console.stage("Tiny", recipe)
-    console.facts({key: str(value) for key, value in overlay.items()})
-    return [f"{key}={json.dumps(value)}" for key, value in overlay.items()]
 
 
 def _load(stage: str, files: tuple[Path, ...], overrides: tuple[str, ...], resume: Path | None) -> Any:

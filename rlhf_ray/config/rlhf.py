@@ -1,7 +1,8 @@
 """The stages of RLHF as one configuration; a stage names what an earlier one made by a placeholder.
 
-`${sft}` is the policy that the SFT stage leaves, `${reward_model}` the reward model; each may stand wherever the name
-of a model may.
+`${sft}` is the policy that the SFT stage leaves, `${reward_model}` the reward model, `${ppo}` and `${dpo}` the aligned
+policies; each may stand wherever the name of a model may. `include` within a stage brings in a file of its own, which
+then also runs alone: `sft: {include: sft.yaml}`.
 """
 
 import re
@@ -12,26 +13,46 @@ from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.common import RunSection
+from rlhf_ray.config.dpo import DPOConfig
+from rlhf_ray.config.evaluation import EvalConfig
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.config.sft import SFTConfig
 
+StageConfig = SFTConfig | RewardModelConfig | DPOConfig | PPOConfig | EvalConfig
+
 _PLACEHOLDER = re.compile(r"\$\{(\w*)\}")
 #: The stages in their order, and what each may build on.
-BUILDS_ON: dict[str, tuple[str, ...]] = {"sft": (), "reward_model": ("sft",), "ppo": ("sft", "reward_model")}
+BUILDS_ON: dict[str, tuple[str, ...]] = {
+    "sft": (),
+    "reward_model": ("sft",),
+    "dpo": ("sft",),
+    "ppo": ("sft", "reward_model"),
+    "evaluation": ("sft", "reward_model", "dpo", "ppo"),
+}
 
 
 class RLHFConfig(Section):
-    """SFT, reward model and PPO, or some of them. Their runs lie in `<run.root>/<run.name>/{sft,reward_model,ppo}`."""
+    """The stages of a pipeline, or some of them. The runs lie in `<run.root>/<run.name>/<stage>`."""
 
-    run: RunSection = Field(default_factory=RunSection, description="Name and root of all stages' runs.")
+    run: RunSection = Field(
+        default_factory=RunSection,
+        description="Name and root of all stages' runs; seed and exact hold for each that sets none of its own.",
+    )
     sft: SFTConfig | None = Field(None, description="Supervised fine-tuning.")
     reward_model: RewardModelConfig | None = Field(None, description="A reward model from preference pairs.")
+    dpo: DPOConfig | None = Field(None, description="Direct preference optimisation: instead of PPO, or beside it.")
     ppo: PPOConfig | None = Field(None, description="PPO towards the rewards.")
+    evaluation: EvalConfig | None = Field(None, description="What the models are like that the stages left.")
+
+    @property
+    def stages(self) -> dict[str, StageConfig]:
+        """Those that are configured, in their order."""
+        return {name: section for name in BUILDS_ON if (section := getattr(self, name)) is not None}
 
     @model_validator(mode="after")
     def _placeholders_name_earlier_stages(self) -> Self:
-        stages = {name: section for name in BUILDS_ON if (section := getattr(self, name)) is not None}
+        stages = self.stages
         if not stages:
             raise ValueError(f"give at least one of {', '.join(BUILDS_ON)}")
         for name, section in stages.items():
@@ -43,11 +64,17 @@ class RLHFConfig(Section):
         return self
 
 
+def stage_named(value: str) -> str | None:
+    """The stage whose placeholder the text is; None where it is none."""
+    match = _PLACEHOLDER.fullmatch(value)
+    return match[1] if match else None
+
+
 def placeholders(value: Any, key: str) -> Iterator[tuple[str, str]]:
     """(dotted key, stage) of every placeholder in a section."""
     if isinstance(value, str):
-        if match := _PLACEHOLDER.fullmatch(value):
-            yield key, match[1]
+        if (stage := stage_named(value)) is not None:
+            yield key, stage
     elif isinstance(value, list | tuple):
         for item in value:
             yield from placeholders(item, key)
@@ -59,8 +86,8 @@ def placeholders(value: Any, key: str) -> Iterator[tuple[str, str]]:
 def fill(value: Any, models: Mapping[str, str]) -> Any:
     """A copy of a section with every placeholder replaced by the model of its stage."""
     if isinstance(value, str):
-        match = _PLACEHOLDER.fullmatch(value)
-        return models[match[1]] if match else value
+        stage = stage_named(value)
+        return value if stage is None else models[stage]
     if isinstance(value, list | tuple):
         return [fill(item, models) for item in value]
     filled = {name: fill(item, models) for name, item in _children(value)}

@@ -66,7 +66,7 @@ def test_a_placeholder_of_no_earlier_stage_is_refused(tmp_path: Path, replace: t
 
 
 def test_an_empty_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="give at least one of sft, reward_model, ppo"):
+    with pytest.raises(ConfigError, match="give at least one of sft, reward_model, dpo, ppo, evaluation"):
         load_config(RLHFConfig, [write(tmp_path, "run: {name: nothing}\n")])
 
 
@@ -77,9 +77,9 @@ def test_a_stage_waits_for_what_it_builds_on(tmp_path: Path) -> None:
         trainer.train_reward_model()
     policy.mkdir(parents=True)
     (policy / "config.json").write_text("{}")
-    stage = trainer._stage("reward_model", trainer.config.reward_model)
-    assert stage.model.name == str(policy)
-    assert (stage.run.root, stage.run.name) == (str(tmp_path / "runs" / "all"), "reward_model")
+    assert trainer._models("reward_model") == {"sft": policy}
+    run = trainer._placed("reward_model").run
+    assert (run.root, run.name) == (str(tmp_path / "runs" / "all"), "reward_model")
 
 
 def test_a_stage_that_is_not_configured_says_so(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Tiny language and reward models, trained in seconds from noise by plain loops: stand-ins for what a hub has.
 
-The shapes are those of the real ones (GPT-2, Llama, DeBERTa); so are the module names that adapters attach to.
+The shapes are those of the real ones (GPT-2, Llama, Mistral, DeBERTa); so are the module names that adapters attach to.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +16,7 @@ from transformers import (
     DebertaV2Config,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -42,6 +43,19 @@ def llama_shape(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         num_hidden_layers=4,
         num_attention_heads=4,
         max_position_embeddings=CONTEXT_TOKENS,
+        **_vocabulary(tokenizer),
+    )
+
+
+def mistral_shape(tokenizer: PreTrainedTokenizerFast) -> MistralConfig:
+    return MistralConfig(
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT_TOKENS,
+        sliding_window=None,
         **_vocabulary(tokenizer),
     )
 

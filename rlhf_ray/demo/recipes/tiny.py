@@ -1,11 +1,13 @@
 """`--tiny`: what a recipe becomes on two cores without a network, and the files that it then needs.
 
     rlhf-ray ppo --config configs/sentiment_gpt2.yaml --tiny
+    rlhf-ray pipeline --config configs/mistral_7b_hh_rlhf.yaml --tiny
 
 Replaced is what is large or remote: models, data, sizes and lengths. Rewards and weights, LoRA, KL, early stop and all
 the rest stay as the recipe has them.
 """
 
+import importlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,9 +16,15 @@ from typing import Any
 
 import xxhash
 
+from rlhf_ray.demo.recipes.tiny_pipelines import (
+    mistral_overlay,
+    pipeline_overlay,
+    preference_overlay,
+    preference_overlay_12gb,
+)
 from rlhf_ray.errors import ConfigError
 
-#: What every tiny run changes beside models and data.
+#: What the tiny PPO runs change beside models and data.
 _SMALL: dict[str, Any] = {
     "ppo.iterations": 30,
     "ppo.prompts_per_iteration": 64,
@@ -40,31 +48,43 @@ def tiny_overlay(recipe: str, folder: str | Path) -> dict[str, Any]:
     files = Path(folder).resolve() / f"{recipe}-{_fingerprint()}"
     if not files.exists():
         _write_whole(files, _WRITERS[recipe])
-    overlay = {
-        "model.name": str(files / "policy"),
-        "data.path": str(files / "prompts.jsonl"),
-        "data.eval_path": str(files / "held_out.jsonl"),
-    }
-    if recipe == "instruction_following_llama2_7b":
-        overlay[f"rewards.{NEURAL}.model"] = str(files / "reward")
-    return overlay | _SMALL
+    return _OVERLAYS[recipe](files)
 
 
-def _write_sentiment(folder: Path) -> None:
-    from rlhf_ray.demo.recipes.files import write_sentiment  # loads torch
+def _sentiment_overlay(files: Path) -> dict[str, Any]:
+    prompts = {"data.path": str(files / "prompts.jsonl"), "data.eval_path": str(files / "held_out.jsonl")}
+    return {"model.name": str(files / "policy")} | prompts | _SMALL
 
-    write_sentiment(folder)
+
+def _instruction_overlay(files: Path) -> dict[str, Any]:
+    return _sentiment_overlay(files) | {f"rewards.{NEURAL}.model": str(files / "reward")}
 
 
-def _write_instruction(folder: Path) -> None:
-    from rlhf_ray.demo.recipes.files import write_instruction  # loads torch
+def _written_by(path: str) -> Callable[[Path], None]:
+    """The function at `module:name` below this package; importing it, which loads torch, waits until it is called."""
 
-    write_instruction(folder)
+    def write(folder: Path) -> None:
+        module, _, name = path.partition(":")
+        getattr(importlib.import_module(f"rlhf_ray.demo.recipes.{module}"), name)(folder)
+
+    return write
 
 
 _WRITERS: dict[str, Callable[[Path], None]] = {
-    "sentiment_gpt2": _write_sentiment,
-    "instruction_following_llama2_7b": _write_instruction,
+    "sentiment_gpt2": _written_by("files:write_sentiment"),
+    "instruction_following_llama2_7b": _written_by("files:write_instruction"),
+    "preference_llama31_8b_qlora": _written_by("preferences:write_preference"),
+    "preference_llama31_8b_qlora_12gb": _written_by("preferences:write_preference"),
+    "pipeline_llama2_7b_hh": _written_by("preferences:write_pipeline"),
+    "mistral_7b_hh_rlhf": _written_by("preferences:write_mistral"),
+}
+_OVERLAYS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "sentiment_gpt2": _sentiment_overlay,
+    "instruction_following_llama2_7b": _instruction_overlay,
+    "preference_llama31_8b_qlora": preference_overlay,
+    "preference_llama31_8b_qlora_12gb": preference_overlay_12gb,
+    "pipeline_llama2_7b_hh": pipeline_overlay,
+    "mistral_7b_hh_rlhf": mistral_overlay,
 }
 
 
