@@ -56,6 +56,20 @@ class Report:
         estimate = self.measures[label or next(iter(self.models))][measure]
         return math.nan if estimate is None else estimate.value
 
+    @classmethod
+    def read(cls, folder: Path) -> "Report":
+        """The report that an earlier evaluation wrote into `folder`."""
+        known = json.loads((folder / REPORT_JSON).read_text(encoding="utf-8"))
+        measures = {
+            label: {name: None if plain is None else Estimate(**plain) for name, plain in of.items()}
+            for label, of in known["measures"].items()
+        }
+        comparisons = [
+            Comparison(one["standard"], one["model"], one["against"], WinRate(**one["result"]), one["swayed"])
+            for one in known["comparisons"]
+        ]
+        return cls(known["models"], measures, comparisons, known["samples"], known["facts"], folder)
+
     # -- forms -------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:

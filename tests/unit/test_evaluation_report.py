@@ -71,6 +71,8 @@ def test_files_are_written_and_the_console_stays_within_80_columns(report: Repor
     report.write(tmp_path)
     assert json.loads((tmp_path / REPORT_JSON).read_text()) == json.loads(report.to_json())
     assert (tmp_path / REPORT_MARKDOWN).read_text() == report.to_markdown()
+    assert Report.read(tmp_path).to_json() == report.to_json()
+    assert Report.read(tmp_path).value("reward") == 0.5
     out = io.StringIO()
     report.show(Console(out, width=80, terminal=False))
     lines = out.getvalue().splitlines()
