@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from transformers import AutoConfig
 
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.common import ModelSection
@@ -99,6 +100,7 @@ class EvaluationInputs:
         assert self.config.perplexity is not None
         table = load_demonstrations(self.config.perplexity, self._tokenizer(model)).table
         tokens = [row.values.to_numpy() for row in table["tokens"]]
+        self._check_context(model, max(map(len, tokens), default=0))
         starts = np.maximum(table["prompt_length"].to_numpy(), 1).tolist()
         columns = {
             "prompt_id": pa.array(range(len(tokens)), pa.int64()),
@@ -107,6 +109,19 @@ class EvaluationInputs:
             "response_tokens": pa.array([row[start:] for row, start in zip(tokens, starts, strict=True)]),
         }
         return pa.table(columns)
+
+    @staticmethod
+    def _check_context(model: ModelSection, longest: int) -> None:
+        """A model answers beyond its context, too, but not sensibly."""
+        config = AutoConfig.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+        context = getattr(config, "max_position_embeddings", None)
+        if context is not None and longest > context:
+            raise ConfigError(
+                f"perplexity.max_tokens: a text of {longest} tokens, but {model.name} reads {context}; set "
+                f"perplexity.max_tokens={context} and perplexity.too_long to drop or truncate"
+            )
 
     @staticmethod
     def _tokenizer(model: ModelSection) -> "PreTrainedTokenizerBase":

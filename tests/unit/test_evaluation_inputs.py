@@ -79,6 +79,13 @@ def test_of_a_text_alone_only_the_first_token_is_not_predicted(tmp_path: Path) -
     assert table["response_tokens"].to_pylist() == [[8, 2]]
 
 
+def test_a_text_beyond_the_models_context_is_refused(tmp_path: Path) -> None:
+    model = {"name": save_model(tmp_path / "m")}
+    long = write(tmp_path / "texts.jsonl", [{"text": " ".join(["w1"] * 40)}])
+    with pytest.raises(ConfigError, match=r"a text of 41 tokens, but .* reads 32; set perplexity\.max_tokens=32"):
+        inputs(model=model, perplexity={"path": long}).check()
+
+
 def test_a_classifier_that_is_not_there_is_found_at_once(tmp_path: Path, prompts: str) -> None:
     (tmp_path / "classifier").mkdir()
     toxicity = {"model": str(tmp_path / "classifier")}
