@@ -68,6 +68,7 @@ class BenchmarksSection(Section):
     include_path: str | None = Field(None, description="Folder with further task files (YAML).")
     fewshot: int | None = Field(None, ge=0, description="Examples before each question; default: the task's own.")
     limit: int | None = Field(None, ge=1, description="Use only the first so many documents of each task.")
+    max_new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens, where a task does not say.")
     chat_template: bool = Field(False, description="Put the questions into the model's chat template.")
     deadline_s: float = Field(24 * 3600.0, gt=0, description="Seconds that all tasks may take together.")
 

@@ -47,7 +47,7 @@ class Harness:
 
         try:
             results = lm_eval.simple_evaluate(
-                model=self._engine(),
+                model=self._engine(section.max_new_tokens),
                 tasks=list(section.tasks),
                 num_fewshot=section.fewshot,
                 limit=section.limit,
@@ -66,13 +66,12 @@ class Harness:
             ) from error
         return read_results(results["results"])
 
-    def _engine(self) -> Any:
+    def _engine(self, max_new_tokens: int) -> Any:
         from lm_eval.models.vllm_causallms import VLLM
 
         from rlhf_ray.actors.generator import engine_options
 
         model = self._model
-        options = engine_options(self._generation)
         return VLLM(
             pretrained=model.name,
             revision=model.revision,
@@ -80,8 +79,8 @@ class Harness:
             trust_remote_code=model.trust_remote_code,
             dtype=self._dtype,
             seed=self._seed,
-            max_gen_toks=self._generation.max_new_tokens,
-            **options,
+            max_gen_toks=max_new_tokens,
+            **engine_options(self._generation),
         )
 
 
