@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 UV_SOURCES := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)",UV_TORCH_BACKEND=cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format bench clean
+.PHONY: help install demo test test-fast lint format bench recipes clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ format: $(STAMP) ## Rewrite the code in the project's style
 
 bench: $(STAMP) ## All benchmarks, one after the other; tables on the console, JSON in benchmarks/results
 	$(BIN)/python benchmarks
+
+recipes: $(STAMP) ## Every recipe's tiny variant, end to end; what each stage gains (SEEDS=3 for errors over seeds)
+	$(BIN)/python benchmarks/recipe_gains.py --seeds $(or $(SEEDS),1)
 
 clean: ## Remove caches (not .venv, not runs)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis benchmarks/results dist

@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from rlhf_ray.evaluation.report import Report
 from rlhf_ray.trainers.results import PPOResult
 from rlhf_ray.trainers.stage_result import StageResult
 
@@ -55,5 +55,9 @@ def ppo_gain(result: PPOResult) -> Gain | None:
     return Gain("held-out reward", result.before.means()["reward"], result.after.means()["reward"], error=error)
 
 
-def no_gain(result: Any) -> None:
-    """Of a stage that trains nothing."""
+def evaluation_gain(report: Report) -> Gain | None:
+    """The mean reward of the model over that of the one against it; None where there are no two with rewards."""
+    model, *others = report.models
+    if not others or not all("reward" in report.measures.get(label, {}) for label in report.models):
+        return None
+    return Gain(f"reward, {others[0]} -> {model}:", report.value("reward", others[0]), report.value("reward", model))

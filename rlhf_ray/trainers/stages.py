@@ -16,7 +16,7 @@ from rlhf_ray.trainers.callbacks import Callback
 from rlhf_ray.trainers.dpo import DPOTrainer
 from rlhf_ray.trainers.evaluate import run_evaluation
 from rlhf_ray.trainers.evaluation import Evaluation
-from rlhf_ray.trainers.gains import Gain, no_gain, ppo_gain, supervised_gain
+from rlhf_ray.trainers.gains import Gain, evaluation_gain, ppo_gain, supervised_gain
 from rlhf_ray.trainers.policy_use import evaluation_file
 from rlhf_ray.trainers.ppo import PPOTrainer
 from rlhf_ray.trainers.results import PPOResult, read_history
@@ -125,5 +125,5 @@ STAGES: dict[str, Stage] = {
     "reward_model": _supervised("reward_model", RewardTrainer),
     "dpo": _supervised("dpo", DPOTrainer),
     "ppo": Stage(_run_ppo, read_ppo, ppo_gain, MODEL),
-    "evaluation": Stage(_run_evaluation, read_report, no_gain, [REPORT_JSON], resumes=False),
+    "evaluation": Stage(_run_evaluation, read_report, evaluation_gain, [REPORT_JSON], resumes=False),
 }

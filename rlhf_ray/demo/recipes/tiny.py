@@ -43,8 +43,8 @@ def tiny_overlay(recipe: str, folder: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: there is no tiny variant of that recipe.
     """
-    if recipe not in _WRITERS:
-        raise ConfigError(f"--tiny: there is no tiny variant of {recipe}, only of {', '.join(_WRITERS)}")
+    if recipe not in RECIPES:
+        raise ConfigError(f"--tiny: there is no tiny variant of {recipe}, only of {', '.join(RECIPES)}")
     files = Path(folder).resolve() / f"{recipe}-{_fingerprint()}"
     if not files.exists():
         _write_whole(files, _WRITERS[recipe])
@@ -86,6 +86,9 @@ _OVERLAYS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pipeline_llama2_7b_hh": pipeline_overlay,
     "mistral_7b_hh_rlhf": mistral_overlay,
 }
+
+
+RECIPES = list(_WRITERS)
 
 
 def _fingerprint() -> str:
