@@ -19,6 +19,7 @@ from rlhf_ray.learner.ppo import PPOIteration, PPOObjective
 from rlhf_ray.learner.rank import Config, LearnerRank
 from rlhf_ray.learner.sft import SFTObjective
 from rlhf_ray.models.load import default_device, resolve_dtype
+from rlhf_ray.models.quantized import weight_count
 from rlhf_ray.models.reward_stats import RewardStats
 from rlhf_ray.weights.audit import LogprobGap
 from rlhf_ray.weights.bucket import Bucket, SentReceipt, stream_weights
@@ -60,7 +61,9 @@ class Learner:
             return LearnerRank(self._config, group, total_steps)
 
         self._learner = self._thread.call("loading the model", build)
-        sizes = {name: sum(p.numel() for p in t.network.parameters()) for name, t in self._learner.trainables.items()}
+        sizes = {
+            name: sum(weight_count(p) for p in t.network.parameters()) for name, t in self._learner.trainables.items()
+        }
         trained = {name: sum(p.numel() for p in t.parameters.values()) for name, t in self._learner.trainables.items()}
         return {"parameters": sizes, "trained": trained, "dtype": str(self._learner.dtype).removeprefix("torch.")}
 

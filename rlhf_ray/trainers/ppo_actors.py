@@ -78,6 +78,11 @@ def _check_adapter_sync(config: PPOConfig) -> None:
         return
     if config.model.lora is None:
         raise ConfigError("sync.lora: adapter, but this run trains all weights; set model.lora, or sync.lora=merged")
+    if config.model.quantization is not None:
+        raise ConfigError(
+            f"sync.lora: adapter, but the engine's weights are not those that the learner rounded to "
+            f"{config.model.quantization}; set sync.lora=merged"
+        )
     if config.sync.transport not in ("auto", "object_store"):
         raise ConfigError(
             f"sync.transport: {config.sync.transport} carries whole weights, but sync.lora is adapter; set "

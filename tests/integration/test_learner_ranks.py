@@ -102,6 +102,21 @@ def export(group: LearnerGroup, sections: dict[str, Any], folder: Path) -> Tenso
     return {name: tensor.numpy().copy() for name, tensor in learner.published_tensors()}
 
 
+def train_options(
+    group: LearnerGroup, sections: dict[str, Any], steps: int, load: Path | None = None, save: Path | None = None
+) -> tuple[list[Tensors], Tensors, Tensors]:
+    """SFT: (gradients of every step, final weights, what is published)."""
+    learner = LearnerRank(sft_config(**sections), group, total_steps=20)
+    if load:
+        learner.load(load)
+    objective, gradients = learner.sft(demonstrations(0, 7), None), record_gradients(learner.trainables["policy"])
+    for _ in range(steps):
+        objective.step(np.arange(7))
+    if save:
+        learner.save(save)
+    return gradients, weights(learner), {name: tensor.numpy().copy() for name, tensor in learner.published_tensors()}
+
+
 # -- tests -------------------------------------------------------------------------------------------------------------
 
 
@@ -183,3 +198,30 @@ def test_two_ranks_export_what_they_publish(two, model, tmp_path, lora):
     saved = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert largest_difference(first, {n: p.detach().numpy() for n, p in saved.named_parameters()}) == 0
     assert type(saved).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+def test_a_quantised_base_is_the_same_on_every_rank(one, two, model, kind):
+    section = {"name": model, "quantization": kind, "lora": {"r": 4}, "gradient_checkpointing": True}
+    sections = {"folder": model, "model": section, "learner": LEARNER}
+    gradients, after, published = one.run(train_options, sections, 2)[0]
+    for found in two.run(train_options, sections, 2):
+        assert largest_difference(gradients[0], found[0][0]) < 1e-6
+        assert largest_difference(after, found[1]) < 1e-5
+        assert largest_difference(published, found[2]) < 1e-5
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "sgd"])
+def test_other_optimisers_resume_on_two_ranks(one, two, model, tmp_path, optimizer):
+    sections = {"folder": model, "learner": LEARNER | {"optimizer": optimizer, "learning_rate": 1e-3}}
+    whole = two.run(train_options, sections, 4)
+    two.run(train_options, sections, 2, None, tmp_path)
+    resumed = two.run(train_options, sections, 2, tmp_path)
+    for rank in (0, 1):
+        assert largest_difference(whole[rank][1], resumed[rank][1]) == 0
+    if optimizer == "sgd":
+        alone = one.run(train_options, sections, 2, tmp_path)[0]
+        assert largest_difference(whole[0][1], alone[1]) < 1e-6
+    else:  # blocks of 256 moments end with a rank's rows
+        with pytest.raises(DataError, match=r"8-bit moments in the blocks of 2 learner ranks, not 1"):
+            one.run(train_options, sections, 2, tmp_path)
