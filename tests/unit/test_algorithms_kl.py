@@ -137,3 +137,18 @@ def test_controller_from_configuration():
     assert make_kl_controller(adaptive) == AdaptiveKL(0.2, 3.0, 500)
     with pytest.raises(ConfigError, match=r"kl\.coef"):
         make_kl_controller(KLSection(coef=0.0, controller="adaptive"))
+
+
+@pytest.mark.parametrize("controller", ["fixed", "adaptive"])
+def test_the_coefficient_warms_up(controller):
+    kl = make_kl_controller(KLSection(coef=0.2, controller=controller, warmup_iterations=4))
+    assert [kl.coef_at(iteration) for iteration in range(6)] == pytest.approx([0.0, 0.05, 0.1, 0.15, 0.2, 0.2])
+    assert make_kl_controller(KLSection(coef=0.2, controller=controller)).coef_at(0) == 0.2
+
+
+def test_the_adaptive_controller_waits_for_the_warm_up():
+    kl = AdaptiveKL(coef=0.1, target=6.0, horizon=1000, warmup_iterations=2)
+    kl.update(1e9, 100, 1)
+    assert kl.coef == 0.1
+    kl.update(1e9, 100, 2)
+    assert kl.coef == pytest.approx(0.102)
