@@ -25,7 +25,7 @@ def run_side(python: Path | str, script: str, *arguments: object, threads: int, 
     environment = os.environ | {
         MARK: mark,
         "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -102,7 +102,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 if line.strip():
-                    yield number, json.loads(line)
+                    yield number, json.loads(line.rstrip("\r\n"))
             except UnicodeDecodeError as exc:
                 yield number, DataError(f"'{path}', line {number}: not UTF-8 text ({exc.reason}).")
             except (json.JSONDecodeError, RecursionError) as exc:
