@@ -33,7 +33,10 @@ class TokenBatch:
 
     @classmethod
     def build(
-        cls, sequences: Sequence[np.ndarray], prompt_lengths: Sequence[int], device: torch.device | str = "cpu"
+        cls,
+        sequences: Sequence[np.ndarray],
+        prompt_lengths: Sequence[int] | np.ndarray,
+        device: torch.device | str = "cpu",
     ) -> "TokenBatch":
         """Pad `sequences` (token ids, prompt then response). DataError for an empty prompt: nothing predicts on it."""
         lengths, prompts = np.array([len(s) for s in sequences]), np.asarray(prompt_lengths)
@@ -71,10 +74,10 @@ class TokenBatch:
         counts = marked.sum(1)
         mask = np.arange(max(int(counts.max()), 1)) < counts[:, None]
         targets = np.flatnonzero(marked)
-        arrays = (input_ids, targets - 1, input_ids.reshape(-1)[targets], np.flatnonzero(mask), mask)
-        places = _position_ids(rows, input_ids.shape[1]) if any(len(row) > 1 for row in rows) else None
-        tensors = [torch.from_numpy(array).to(device) for array in arrays]
-        return cls(*tensors, None if places is None else torch.from_numpy(places).to(device))
+        arrays = [input_ids, targets - 1, input_ids.reshape(-1)[targets], np.flatnonzero(mask), mask]
+        if any(len(row) > 1 for row in rows):
+            arrays.append(_position_ids(rows, input_ids.shape[1]))
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
     @classmethod
     def of_last_tokens(cls, sequences: Sequence[np.ndarray], device: torch.device | str = "cpu") -> "TokenBatch":

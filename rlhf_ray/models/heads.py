@@ -47,12 +47,12 @@ def scalar_model_factory(config: PretrainedConfig) -> Any:
         raise ConfigError(
             f"{config.name_or_path}: a {config.model_type} model can have no score head with a hidden layer"
         )
-    base = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    base, neurons = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)], int(width)
 
     class WithHiddenHead(base):  # type: ignore[misc, valid-type]
         def __init__(self, config: PretrainedConfig) -> None:
             super().__init__(config)
-            self.score = HiddenHead(self.score.in_features, width)
+            self.score = HiddenHead(self.score.in_features, neurons)  # type: ignore[has-type]
 
     WithHiddenHead.__name__ = base.__name__  # which is what a saved config.json calls the architecture
     return WithHiddenHead

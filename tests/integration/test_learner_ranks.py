@@ -82,12 +82,14 @@ def train_ppo(
 
 
 def train_supervised(group: LearnerGroup, stage: str, folder: str, rows: int) -> tuple[list[Tensors], Tensors, Any]:
-    if stage == "sft":
-        learner = LearnerRank(sft_config(folder, learner=LEARNER), group, total_steps=20)
-        objective: Any = learner.sft(demonstrations(0, rows), demonstrations(1, 3))
+    if stage == "pairwise":
+        head = {"head_hidden": 8, "center_coef": 0.1}
+        learner = LearnerRank(reward_config(folder, learner=LEARNER, reward=head), group, total_steps=20)
+        objective: Any = learner.pairwise(preferences(0, rows), preferences(1, 3))
     else:
-        learner = LearnerRank(reward_config(folder, learner=LEARNER), group, total_steps=20)
-        objective = learner.pairwise(preferences(0, rows), preferences(1, 3))
+        sft = {"packing": stage == "packed sft"}
+        learner = LearnerRank(sft_config(folder, learner=LEARNER, sft=sft), group, total_steps=20)
+        objective = learner.sft(demonstrations(0, rows), demonstrations(1, 3))
     gradients = record_gradients(next(iter(learner.trainables.values())))
     metrics = [objective.step(np.arange(rows)) for _ in range(3)] + [objective.evaluate()]
     if stage == "pairwise":
@@ -151,7 +153,7 @@ def test_ppo_does_not_depend_on_the_number_of_ranks(one, two, model, critic, sam
     assert both[0][2] == both[1][2]
 
 
-@pytest.mark.parametrize("stage", ["sft", "pairwise"])
+@pytest.mark.parametrize("stage", ["sft", "packed sft", "pairwise"])
 @pytest.mark.parametrize("rows", [1, 7])
 def test_supervised_stages_do_not_depend_on_the_number_of_ranks(one, two, model, stage, rows):
     alone = one.run(train_supervised, stage, model, rows)[0]

@@ -13,6 +13,8 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.models.load import load_scalar_lm
+from rlhf_ray.models.reward_stats import RewardStats
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.callbacks import Callback
 from rlhf_ray.trainers.reward_model import RewardTrainer
@@ -64,8 +66,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sft(ray_local: None, tiny: TinyRuns, root: Path) -> StageResult:
-    """An SFT run of 8 steps that nothing interrupts."""
-    return SFTTrainer(tiny.sft(root, "sft", "checkpoint.every=3")).train()
+    """An SFT run of 8 steps on packed demonstrations that nothing interrupts."""
+    return SFTTrainer(tiny.sft(root, "sft", "checkpoint.every=3", "sft.packing=true")).train()
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,7 @@ def weights(result: StageResult) -> dict[str, torch.Tensor]:
 def test_sft_learns_and_exports_a_plain_model(sft: StageResult, tiny: TinyRuns) -> None:
     assert sft.steps == len(sft.history) == 8
     assert sft.after["eval/loss"] < 0.7 * sft.before["eval/loss"]
+    assert sft.after["eval/token_accuracy"] > sft.before["eval/token_accuracy"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(sft.model), AutoTokenizer.from_pretrained(sft.model)
     losses = []
     for row in rows(tiny.folder / "demonstrations_eval.jsonl"):
@@ -119,7 +122,7 @@ def test_a_reward_model_learns_and_exports_with_its_scale(reward: StageResult, t
 def test_an_interrupted_sft_resumes_bit_for_bit_past_a_damaged_checkpoint(
     sft: StageResult, tiny: TinyRuns, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, folder = tiny.sft(root, "interrupted", "checkpoint.every=3"), root / "interrupted"
+    config, folder = tiny.sft(root, "interrupted", "checkpoint.every=3", "sft.packing=true"), root / "interrupted"
     with pytest.raises(KeyboardInterrupt):
         SFTTrainer(config, callbacks=[InterruptAfterCheckpoint(6)]).train()
     assert ray.util.list_named_actors() == []
@@ -157,10 +160,53 @@ def test_two_ranks_give_the_weights_of_one_also_when_resumed(reward: StageResult
 
 
 def test_a_lost_rank_ends_the_run_by_name(sft: StageResult, tiny: TinyRuns, root: Path) -> None:
-    """Rank 0 notices first, by the error of its torn collective call."""
+    """Rank 0 notices first, by the error of its torn collective call. Unpacked on two ranks, the loss is the same."""
     trainer = SFTTrainer(tiny.sft(root, "lost", "learner.ranks=2"), callbacks=[KillLearner("lost/learner/1")])
     with pytest.raises(InfrastructureError, match=r"learner/1 was lost: .*killed"):
         trainer.train()
     assert ray.util.list_named_actors() == []
     first = rows(root / "lost" / "metrics.jsonl")[1]
     assert first["loss/sft"] == pytest.approx(sft.history[0]["loss/sft"], abs=1e-5)
+
+
+def test_conversations_in_memory_train_on_every_reply(tiny: TinyRuns, root: Path) -> None:
+    def conversation(i: int) -> list[dict[str, str]]:
+        turns = [("user", f"w{i} w9"), ("assistant", "w1 w2 w3"), ("user", f"w{i + 3}"), ("assistant", "w1 w2")]
+        return [{"role": role, "content": f" {content} "} for role, content in turns]
+
+    options = {"epochs": 4, "samples_per_step": 8, "loss_on": "assistant", "learning_rate": 1e-2, "dtype": "float32"}
+    trainer = SFTTrainer(
+        tiny.policy,
+        data={"path": [conversation(i) for i in range(32)], "eval_fraction": 0.25, "chat_template": "chatml"},
+        training=options,
+        run={"root": str(root), "name": "python-sft"},
+    )
+    result = trainer.train()
+    assert result.steps == 4 * 24 // 8
+    # Five words of the two replies and what ends them, for each of eight rows.
+    assert {step["tokens"] for step in result.history} <= {8 * n for n in (6, 7, 8, 9)}
+    assert result.after["eval/loss"] < 0.5 * result.before["eval/loss"]
+    assert "token accuracy" in result.summary()
+    assert SFTTrainer(resume=result.folder).config == trainer.config
+
+
+def test_rankings_in_memory_train_a_head_with_a_hidden_layer(tiny: TinyRuns, root: Path) -> None:
+    rows = [
+        {"prompt": f"w{i} w{i + 1}", "responses": ["w1 w2", "w60 w70", "w2 w3"], "scores": [1.0, -1.0, 0.9]}
+        for i in range(16)
+    ]
+    result = RewardTrainer(
+        tiny.policy,
+        data={"path": rows, "eval_fraction": 0.25},
+        training={"epochs": 4, "pairs_per_step": 9, "margin": "scores", "head_hidden": 16, "center_coef": 0.01}
+        | {"learning_rate": 1e-3, "dtype": "float32", "learner.ranks": 2},
+        run={"root": str(root), "name": "python-reward"},
+    ).train()
+    assert result.steps == 4 * 36 // 9  # three pairs of each of twelve prompts
+    assert result.after["eval/accuracy"] > result.before["eval/accuracy"]
+    assert 0 <= result.after["eval/calibration_error"] <= 1
+    model, stats = load_scalar_lm(str(result.model)).eval(), RewardStats.load(result.model)
+    with torch.no_grad():
+        states = model.model(torch.tensor([[5, 6, 1, 2, 129], [5, 6, 60, 70, 129]]))[0][:, -1]
+        better, worse = (stats.normalise(float(score)) for score in model.score(states)[:, 0])
+    assert better > worse
