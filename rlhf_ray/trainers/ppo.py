@@ -13,6 +13,7 @@ Python arguments into the configuration.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow as pa
 from rlhf_ray.algorithms.kl import make_kl_controller
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.arithmetic import Arithmetic, ppo_arithmetic
+from rlhf_ray.data.holdout import with_held_out
 from rlhf_ray.data.order import draw
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.report import Loaded
@@ -112,8 +114,8 @@ class PPOTrainer(PolicyUse, StopRequests):
         config, console = self.config, self.console
         tokenizer = check_before_start(config)
         limit = prompt_limit(config)
-        prompts = load_prompts(config.data, tokenizer, limit)
-        held_out = load_prompts(config.data, tokenizer, limit, config.data.eval_path) if config.data.eval_path else None
+        load = partial(load_prompts, config.data, tokenizer, limit)
+        prompts, held_out = with_held_out(load, config.data, config.run.seed)
         columns = sample_schema(prompts.table.schema).names
         check_reward_columns(config.rewards, columns)
         arithmetic = ppo_arithmetic(config, prompts.table.num_rows)

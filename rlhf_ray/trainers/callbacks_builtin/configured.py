@@ -20,7 +20,7 @@ def configured_callbacks(config: PPOConfig) -> list[Callback]:
     if config.tracking.samples_every:
         callbacks.append(SampleTable(config.tracking.samples_every))
     if config.checkpoint.best:
-        evaluated = config.data.eval_path is not None and evaluation.prompts and evaluation.every
+        evaluated = (config.data.eval_path or config.data.eval_fraction) and evaluation.prompts and evaluation.every
         callbacks.append(BestModel("held-out prompts" if evaluated else "training samples"))
     if stop.kl is not None:
         check_kl_is_measured(config)
