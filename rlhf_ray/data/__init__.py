@@ -16,7 +16,7 @@ Demonstrations are conversations (`messages`), `prompt` and `completion`, or `te
 column give as the prompt what chosen and rejected share.
 
 On the way from a row to tokens: `data.preprocess`, `data.max_samples`, `data.system_prompt`, `data.chat_template`,
-`data.too_long`. Rows are held out by `data.eval_path`, or by `data.eval_fraction` with all rows of a prompt on one side.
+`data.too_long`. Rows are held out by `data.eval_path`, or by `data.eval_fraction`, a prompt's rows on one side.
 
 Demonstrations and preferences may be larger than memory: they are read and tokenised a thousand rows at a time, and
 tokens beyond `data.memory_mib` go to an Arrow file in `data.spill_folder`, which the learner's ranks map. That folder
