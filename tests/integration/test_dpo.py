@@ -1,4 +1,4 @@
-"""DPO on real learner actors: it learns, exports what it claims, resumes bit for bit, and two ranks give what one does."""
+"""DPO on real learner actors: it learns, exports what it says, resumes bit for bit, and two ranks give what one does."""
 
 import json
 from pathlib import Path
