@@ -19,7 +19,10 @@ from rlhf_ray.export.source import Source
 from rlhf_ray.export.verify import Outputs
 from rlhf_ray.importing import nearest
 
-#: Module of each format's class, which is its name in camel case.
+#: Of log-probs and scores that are computed in float32, but added up in another order than the source's.
+FLOAT32_TOLERANCE = 1e-4
+
+#: Format -> where its class is.
 _CLASSES = {
     "safetensors": "hugging_face:Safetensors",
     "adapter": "hugging_face:Adapter",

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from transformers import AutoConfig
 
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.export.formats import Format, Loaded
+from rlhf_ray.export.formats import FLOAT32_TOLERANCE, Format, Loaded
 from rlhf_ray.export.source import Source, load, load_adapted
 from rlhf_ray.export.verify import Outputs, model_outputs
+from rlhf_ray.models.heads import head_width
 from rlhf_ray.models.reward_stats import RewardStats
 
 
@@ -33,12 +35,12 @@ class Safetensors(Format):
 class Adapter(Format):
     """The LoRA adapter as the learner saved it; a reward model's with its score head.
 
-    Merged by peft it gives the source's own weights. Exactly so where the learner merged on a CPU; a GPU's matrix
-    product rounds the last bit differently, hence the tolerance.
+    Merged by peft it gives the source's own weights: exactly where the learner merged on a CPU, while a GPU's matrix
+    product rounds the last bit differently. On a quantised base it stays unmerged, which adds in another order.
     """
 
     runtime = ("peft",)
-    tolerance = 1e-5
+    tolerance = FLOAT32_TOLERANCE
 
     def check(self, source: Source) -> None:
         super().check(source)
@@ -46,6 +48,11 @@ class Adapter(Format):
             raise ConfigError(
                 f"{source.given}: there is no adapter (all weights were trained, or it was not kept); export "
                 "safetensors instead."
+            )
+        if not source.is_adapter and head_width(AutoConfig.from_pretrained(source.model)) is not None:
+            raise ConfigError(
+                f"{source.given}: its score head has a hidden layer (reward.head_hidden), which peft cannot put on the "
+                "base; export safetensors instead."
             )
 
     def write(self, loaded: Loaded, folder: Path) -> None:
@@ -56,7 +63,8 @@ class Adapter(Format):
         _keep_scale(loaded.source, folder)
 
     def outputs(self, source: Source, folder: Path, sequences: Sequence[np.ndarray]) -> Outputs:
-        return model_outputs(load_adapted(folder, source.kind, source.trust_remote_code), source.kind, sequences)
+        model = load_adapted(folder, source.kind, source.trust_remote_code, quantization=source.quantization)
+        return model_outputs(model, source.kind, sequences)
 
 
 def _keep_scale(source: Source, folder: Path) -> None:

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_ray.export.formats import Format, Loaded
+from rlhf_ray.export.formats import FLOAT32_TOLERANCE, Format, Loaded
 from rlhf_ray.export.graph import INPUTS, OUTPUT, dynamic_shapes, example
 from rlhf_ray.export.source import Source
-from rlhf_ray.export.torch_graph import FLOAT32_TOLERANCE
 from rlhf_ray.export.verify import Graph, Outputs, graph_outputs
 
 FILE = "model.onnx"

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import yaml
 from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_ray.config.common import ModelSection
+from rlhf_ray.config.common import ModelSection, Quantization
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.hub import check_model, explain_hub_error
 from rlhf_ray.models.load import load_causal_lm, load_scalar_lm
@@ -28,6 +29,7 @@ class Source:
     kind: Kind
     run: Path | None = None  # the run that trained it
     adapter: Path | None = None  # folder of its adapter alone
+    quantization: Quantization | None = None  # of the base that the adapter was trained on
     revision: str | None = None
     trust_remote_code: bool = False
 
@@ -46,11 +48,13 @@ class Source:
             task = str(PeftConfig.from_pretrained(str(folder)).task_type)
             kind: Kind = "reward model" if task.endswith("SEQ_CLS") else "policy"
             run = next((parent for parent in folder.absolute().parents[:2] if (parent / CONFIG_FILE).is_file()), None)
-            return cls(name, str(folder), kind, run, folder, revision, trust_remote_code)
+            if (quantization := _quantization(run)) is not None:
+                raise ConfigError(f"{name}: was trained on a {quantization} base; export its run, {run}, instead.")
+            return cls(name, str(folder), kind, run, folder, None, revision, trust_remote_code)
         model = check_model(name, revision)
         run = folder.absolute().parent if (folder.absolute().parent / CONFIG_FILE).is_file() else None
         kind = _kind(model, revision, trust_remote_code)
-        return cls(name, model, kind, run, _adapter_beside(folder), revision, trust_remote_code)
+        return cls(name, model, kind, run, _adapter_beside(folder), _quantization(run), revision, trust_remote_code)
 
     @classmethod
     def _of_run(cls, name: str, run: Path, trust_remote_code: bool) -> "Source":
@@ -61,7 +65,7 @@ class Source:
                 "with --resume."
             )
         kind = _kind(str(folder), None, trust_remote_code)
-        return cls(name, str(folder), kind, run, _adapter_beside(folder), None, trust_remote_code)
+        return cls(name, str(folder), kind, run, _adapter_beside(folder), _quantization(run), None, trust_remote_code)
 
     @property
     def is_adapter(self) -> bool:
@@ -106,25 +110,37 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype = torch.float32,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """A policy or reward model on the CPU in evaluation mode."""
     if kind == "policy":
-        section = ModelSection(name=name, revision=revision, trust_remote_code=trust_remote_code)
+        section = ModelSection(
+            name=name, revision=revision, trust_remote_code=trust_remote_code, quantization=quantization
+        )
         return load_causal_lm(section, dtype).eval()
-    return load_scalar_lm(name, dtype, revision=revision, trust_remote_code=trust_remote_code).eval()
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return load_scalar_lm(name, dtype, quantization, **options).eval()
 
 
 def load_adapted(
-    adapter: Path, kind: Kind, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32
+    adapter: Path,
+    kind: Kind,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
-    """The adapter's base with the adapter merged into it by peft.
+    """The adapter's base with the adapter: merged into it by peft, or on it where the base is quantised.
 
     Raises ConfigError where the base that the adapter names cannot be loaded.
     """
     config = PeftConfig.from_pretrained(str(adapter))
     base = check_model(str(config.base_model_name_or_path), config.revision)
-    model = load(base, kind, config.revision, trust_remote_code, dtype)
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().eval()
+    adapted = PeftModel.from_pretrained(
+        load(base, kind, config.revision, trust_remote_code, dtype, quantization), str(adapter)
+    )
+    if quantization is not None:  # merging would round the weights to the quantisation's grid once more
+        return adapted.base_model.model.eval()
+    return adapted.merge_and_unload().eval()
 
 
 def _kind(model: str, revision: str | None, trust_remote_code: bool) -> Kind:
@@ -134,6 +150,15 @@ def _kind(model: str, revision: str | None, trust_remote_code: bool) -> Kind:
         raise explain_hub_error(model, error) from error
     scored = any("SequenceClassification" in architecture for architecture in config.architectures or [])
     return "reward model" if scored else "policy"
+
+
+def _quantization(run: Path | None) -> Quantization | None:
+    """How the base of a run was quantised, by its configuration."""
+    if run is None:
+        return None
+    config = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    found: Quantization | None = config.get("model", {}).get("quantization")
+    return found
 
 
 def _adapter_beside(folder: Path) -> Path | None:

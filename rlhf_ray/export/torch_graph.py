@@ -7,13 +7,10 @@ import numpy as np
 import torch
 
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.export.formats import Format, Loaded
+from rlhf_ray.export.formats import FLOAT32_TOLERANCE, Format, Loaded
 from rlhf_ray.export.graph import GraphModule, example
 from rlhf_ray.export.source import Source
 from rlhf_ray.export.verify import Outputs, graph_outputs
-
-#: Of a float32 graph that adds in another order than the source.
-FLOAT32_TOLERANCE = 1e-4
 
 
 class TorchExport(Format):

@@ -21,6 +21,8 @@ import rlhf_ray
 from rlhf_ray.config.base import Section
 from rlhf_ray.export import FORMATS
 from rlhf_ray.export.report import ExportReport
+from rlhf_ray.export.source import Source, load_adapted
+from rlhf_ray.export.verify import compare, model_outputs
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.learner.rank import LearnerRank
 from rlhf_ray.models.reward_stats import RewardStats
@@ -117,6 +119,21 @@ def test_int8_holds_int8_products_and_is_smaller(policy: tuple[ExportReport, Pat
     assert "MatMulInteger" in kinds[1]
     assert "Gemm" not in kinds[1], "a layer kept its float32 product"
     assert files[1].stat().st_size < 0.6 * files[0].stat().st_size
+
+
+def test_an_adapter_of_a_quantised_base_is_compared_on_that_base(group: LearnerGroup, tmp_path: Path) -> None:
+    base = save_tiny("llama_untied", tmp_path)
+    config = sft_config(base, model={"name": base, "lora": {"r": 4}, "quantization": "4bit"})
+    run = train(config, group, tmp_path / "runs")
+    report = rlhf_ray.export_model(run, ["safetensors", "adapter"], tmp_path / "out")
+    assert report.formats["safetensors"].gap.largest == 0.0
+    assert report.formats["adapter"].gap.largest < 1e-4
+    assert "LoRA, r 4, alpha 16 on a 4bit base" in (report.folder / "README.md").read_text()
+    plain = load_adapted(report.folder / "adapter", "policy")
+    tokens = [np.arange(3, 30)]
+    source = Source.find(run).load()
+    gap = compare(model_outputs(source, "policy", tokens), model_outputs(plain, "policy", tokens))
+    assert gap.largest > 1e-3, "on the unquantised base it is another model"
 
 
 def test_a_reward_model_keeps_its_scores_and_their_scale(reward_model: tuple[ExportReport, Path]) -> None:

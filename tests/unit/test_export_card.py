@@ -75,7 +75,7 @@ def test_a_card_tells_data_configuration_metrics_syncs_and_versions(ppo_run):
     facts = [
         "# my-ppo",
         "`gpt2-org/gpt2` → supervised fine-tuning (`my-sft`) → PPO (`my-ppo`)",
-        "| data | Anthropic/hh-rlhf, max_samples 500 |",
+        "| data | Anthropic/hh-rlhf, split train, max_samples 500 |",
         "| reward `short` | function, weight 0.5 |",
         "| `eval/reward/mean` | 0.1 | 0.5 |",
         "by 2e-07 nats on average and by 5e-06 at most",
