@@ -9,6 +9,7 @@ from learner_world import (
     Ranks,
     Tensors,
     demonstrations,
+    grouped,
     largest_difference,
     ppo_config,
     preferences,
@@ -74,6 +75,7 @@ def train_ppo(
     metrics = []
     for number in iterations:
         data = rollouts(number, samples, reference=reference, model=model)
+        data = grouped(data, learner.config.ppo.samples_per_prompt)
         result, gap = objective.train(*data, PPOIteration(number, 0.1))
         metrics.append(result)
     if save:
@@ -151,6 +153,25 @@ def test_ppo_does_not_depend_on_the_number_of_ranks(one, two, model, critic, sam
         assert largest_difference(alone[1], after) < 1e-5
         assert_close(alone[2], metrics)
     assert both[0][2] == both[1][2]
+
+
+@pytest.mark.parametrize(
+    ("ppo", "kl"),
+    [
+        ({"advantage": "grpo", "samples_per_minibatch": 4, "ppo_epochs": 2}, {}),
+        ({"advantage": "rloo", "ratio": "sequence", "tis_cap": 1.5}, {"placement": "loss", "estimator": "k3"}),
+        ({"advantage": "reinforce_pp_baseline", "old_logprobs": "generator"}, {}),
+    ],
+    ids=["grpo", "rloo-gspo-tis", "reinforce_pp_baseline"],
+)
+def test_groups_may_lie_on_several_ranks(one, two, model, ppo, kl):
+    ppo = {"iterations": 1, "old_logprobs": "learner", "samples_per_prompt": 3} | ppo
+    sections = {"folder": model, "ppo": ppo, "kl": kl}
+    alone = one.run(train_ppo, sections, range(2), 7)[0]
+    for gradients, after, metrics, _ in two.run(train_ppo, sections, range(2), 7):
+        assert largest_difference(alone[0]["policy"][0], gradients["policy"][0]) < 1e-6
+        assert largest_difference(alone[1], after) < 1e-5
+        assert_close(alone[2], metrics)
 
 
 @pytest.mark.parametrize("stage", ["sft", "packed sft", "pairwise"])

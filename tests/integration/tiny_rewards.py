@@ -19,6 +19,12 @@ def even(prompt: str, response: str, number: int) -> float:
     return float(number % 2 == 0)
 
 
+def first_word_on_even(prompt: str, response: str, number: int) -> float:
+    """The first word's number on every second row; on the others 0, whatever the response."""
+    words = response.split()
+    return float(words[0][1:]) / 100 if words and number % 2 == 0 else 0.0
+
+
 def counts(prompt: str, response: str) -> dict[str, float | None]:
     """Two numbers under one name; the second applies to longer responses only."""
     words = response.split()
