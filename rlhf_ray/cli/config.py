@@ -88,8 +88,11 @@ def import_(file: Path, output: Path | None) -> None:
 
 
 def _arithmetic(resolved: "Section | Any") -> list[str]:
-    """What the numbers of a PPO run come to; refused here too when they do not divide."""
+    """What the numbers of a PPO run, or a pipeline's, come to; refused here too when they do not divide."""
     from rlhf_ray.config import PPOConfig
     from rlhf_ray.config.arithmetic import ppo_arithmetic
+    from rlhf_ray.config.rlhf import RLHFConfig
 
+    if isinstance(resolved, RLHFConfig):
+        resolved = resolved.ppo
     return ppo_arithmetic(resolved).lines() if isinstance(resolved, PPOConfig) else []

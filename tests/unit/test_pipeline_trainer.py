@@ -36,7 +36,7 @@ ALL = ["sft", "reward_model", "dpo", "ppo", "evaluation"]
 
 
 class Stages:
-    """Fake stages: each writes its model from its learning rate and its inputs, and notes that it was called."""
+    """Fake stages: each writes its model from its start and its learning rate, and notes that it was called."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -53,8 +53,11 @@ class Stages:
                 raise KeyboardInterrupt
             (self.ran if resume is None else self.resumed).append(name)
             self.seeds[name] = config.run.seed
-            rate = config.learner.learning_rate if name != "evaluation" else 0
-            (folder / "policy" / "config.json").write_text(f"{config.model.name} {rate}")
+            start = Path(config.model.name) / "config.json"
+            made = f"{start.read_text() if start.is_file() else config.model.name}, {name}"
+            if name != "evaluation":
+                made += f" at {config.learner.learning_rate}"
+            (folder / "policy" / "config.json").write_text(made)
             (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
             return read_supervised(folder)
 

@@ -6,10 +6,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from click.testing import CliRunner
 
 from rlhf_ray.cli.main import main
+from rlhf_ray.config.export import json_schema
+from rlhf_ray.config.load import _read_yaml as read_yaml
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.rlhf import RLHFConfig
 from rlhf_ray.data.transcripts import read_transcript
@@ -67,6 +70,14 @@ def test_every_recipe_has_its_page(configs: dict[str, RLHFConfig]) -> None:
     for name in PIPELINES:
         page = (CONFIGS / f"{name.removesuffix('_12gb')}.md").read_text()
         assert f"configs/{name}.yaml" in page
+
+
+def test_editors_find_nothing_wrong_with_the_files() -> None:
+    schema = json_schema(RLHFConfig)
+    for name in PIPELINES:
+        jsonschema.validate(read_yaml(CONFIGS / f"{name}.yaml"), schema)
+    with pytest.raises(jsonschema.ValidationError, match="'lerner' was unexpected"):
+        jsonschema.validate({"sft": {"include": "sft.yaml", "lerner": {}}}, schema)
 
 
 def test_the_whole_pipeline(configs: dict[str, RLHFConfig]) -> None:
