@@ -107,11 +107,12 @@ class RLHFTrainer:
 
     def _run(self, name: str, plan: Plan | None = None) -> StageOutcome:
         """What the stage leaves, by running it or from the run that is there; `plan` overrules what the cache says."""
-        section, models = self._placed(name), self._models(name)
-        with self.console.progress(f"{name}: reading what it is made from"):
-            ingredients = Ingredients.of(section, models)
-        plan = plan or self.cache.plan(name, ingredients)
         stage, folder = STAGES[name], self.root / name
+        if plan is None or plan.action != "skip":
+            section, models = self._placed(name), self._models(name)
+            with self.console.progress(f"{name}: reading what it is made from"):
+                ingredients = Ingredients.of(section, models)
+            plan = plan or self.cache.plan(name, ingredients)
         if plan.action == "resume" and not stage.resumes:
             plan = Plan("run", plan.why)
         if plan.action == "skip":

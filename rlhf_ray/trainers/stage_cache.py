@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ IRRELEVANT = (
 #: How long a stage is. One that only became longer goes on from its last checkpoint.
 LENGTHS = {"sft.epochs", "reward.epochs", "dpo.epochs", "ppo.epochs", "ppo.iterations"}
 _FUNCTIONS = ("function", "preprocess")
-_CHUNK = 1 << 24
+_CHUNK, _LARGE = 1 << 24, 1 << 26  # bytes
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,17 @@ def _irrelevant(key: str) -> bool:
 
 
 def _file_digest(path: Path) -> str:
+    """A large file is read once per process and date: several stages may name the same model."""
+    found = path.stat()
+    return _read(path) if found.st_size < _LARGE else _read_once(path.absolute(), found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _read_once(path: Path, size: int, changed_ns: int) -> str:
+    return _read(path)
+
+
+def _read(path: Path) -> str:
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
