@@ -42,7 +42,9 @@ def _source_options(command: Function) -> Function:
 @_source_options
 @click.option("--held-out", metavar="FILE", help="Rows held out: also find prompts that are in both files.")
 @click.option("--show", default=5, show_default=True, help="Findings shown of each kind.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write all findings as JSON.")
+@click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write up to 1,000 findings of a kind as JSON."
+)
 @click.pass_context
 def check(
     ctx: click.Context,

@@ -6,6 +6,8 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from rlhf_ray.data.spool import MappedTable, table_file
+
 
 @dataclass(frozen=True)
 class RowCounts:
@@ -62,6 +64,4 @@ class Loaded:
 
     def shared(self) -> Any:
         """What to hand to other processes: the table, or a stand-in that becomes the table where it is unpickled."""
-        from rlhf_ray.data.spool import MappedTable, table_file
-
         return MappedTable(table_file(self.folder)) if self.folder else self.table

@@ -23,6 +23,7 @@ class TableSpool:
         """Beyond `memory_mib` the rows go to a file in `folder` (None: this machine's temporary folder)."""
         self._schema, self._limit, self._parent = schema, memory_mib * MIB, folder
         self._parts: list[pa.Table] = []
+        self._held = 0  # bytes of the parts
         self._folder: TemporaryDirectory[str] | None = None
         self._writer: Any = None
 
@@ -32,7 +33,8 @@ class TableSpool:
             self._writer.write_table(part)
             return
         self._parts.append(part)
-        if sum(table.nbytes for table in self._parts) > self._limit:
+        self._held += part.nbytes
+        if self._held > self._limit:
             self._spill()
 
     def finish(self) -> tuple[pa.Table, TemporaryDirectory[str] | None]:

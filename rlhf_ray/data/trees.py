@@ -5,7 +5,7 @@
 Every row becomes the conversation from the root down to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pyarrow as pa
 
@@ -16,9 +16,14 @@ from rlhf_ray.errors import DataError
 _COLUMNS = ("message_id", "parent_id", "role")
 
 
+def are_messages(columns: Collection[str]) -> bool:
+    """Whether rows with these columns are single messages of trees."""
+    return {*_COLUMNS} <= {*columns}
+
+
 def is_tree(table: pa.Table, text_column: str) -> bool:
     """Whether the rows are single messages of trees, their text in `text_column`."""
-    if not {*_COLUMNS, text_column} <= set(table.column_names):
+    if not are_messages(table.column_names) or text_column not in table.column_names:
         return False
     return pa.types.is_string(table[text_column].type) or pa.types.is_large_string(table[text_column].type)
 

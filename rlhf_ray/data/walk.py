@@ -12,6 +12,7 @@ from rlhf_ray.data.findings import Problem
 from rlhf_ray.data.preprocess import Preprocess, find_preprocess
 from rlhf_ray.data.rows import describe
 from rlhf_ray.data.sources import stream_tables
+from rlhf_ray.data.trees import are_messages
 from rlhf_ray.errors import ConfigError, DataError
 
 _LOOKED_AT = 100  # rows that may be faulty before one tells the kind
@@ -88,6 +89,11 @@ def find_section(path: str, overrides: dict[str, Any], kind: Kind | None) -> tup
     for looked_at, (_, value) in enumerate(numbered_rows(any_section)):
         row, _ = _row(value, function)
         seen = seen or list(row or ())
+        if row and are_messages(row):
+            raise DataError(
+                f"'{path}' holds message trees, whose rows make sense together only: loading them checks them as a "
+                "whole (data.messages_column or data.prompt_column names the text). Here rows are read one by one."
+            )
         if row and (found := find_kind(sections, row)):
             return found, sections[found]
         if looked_at == _LOOKED_AT:

@@ -271,11 +271,14 @@ def test_the_command_names_prompts_on_both_sides(tmp_path):
         (["{rows}", "nonsense"], "'nonsense' is no KEY=VALUE"),
         (["{rows}", "no_such_key=1"], "no_such_key: unknown key"),
         (["{odd}"], "holds neither preferences"),
+        (["{tree}"], "holds message trees"),
     ],
 )
 def test_wrong_calls_are_explained(tmp_path, arguments, says):
     rows, odd = write_jsonl(tmp_path / "rows.jsonl", [GOOD]), write_jsonl(tmp_path / "odd.jsonl", [{"a": 1}])
-    result = run("check", *(argument.format(rows=rows, odd=odd) for argument in arguments))
+    message = {"message_id": "1", "parent_id": None, "role": "prompter", "text": "a"}
+    tree = write_jsonl(tmp_path / "tree.jsonl", [message])
+    result = run("check", *(argument.format(rows=rows, odd=odd, tree=tree) for argument in arguments))
     assert result.exit_code == 2
     assert says in result.output
 
