@@ -89,8 +89,9 @@ def _lineage(record: RunRecord) -> Iterator[str]:
 
 
 def _data(data: Mapping[str, Any]) -> str:
-    limits = [f"{key} {data[key]}" for key in ("split", "subset", "max_samples") if data.get(key) is not None]
-    return ", ".join([_short(str(data["path"])), *limits])
+    path = str(data["path"])
+    keys = ("split", "subset", "max_samples") if hub_name(path) else ("max_samples",)
+    return ", ".join([_short(path), *(f"{key} {data[key]}" for key in keys if data.get(key) is not None)])
 
 
 def _trained(model: Mapping[str, Any]) -> str:

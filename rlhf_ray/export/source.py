@@ -118,8 +118,7 @@ def load(
             name=name, revision=revision, trust_remote_code=trust_remote_code, quantization=quantization
         )
         return load_causal_lm(section, dtype).eval()
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    return load_scalar_lm(name, dtype, quantization, **options).eval()
+    return load_scalar_lm(name, dtype, quantization, revision=revision, trust_remote_code=trust_remote_code).eval()
 
 
 def load_adapted(
