@@ -1,4 +1,4 @@
-"""A PPO run without a critic, with everything of DAPO and importance weights: what it draws, drops, trains on, counts."""
+"""A PPO run without a critic, with all of DAPO and importance weights: what it draws, drops, trains on and counts."""
 
 import pandas as pd
 import pytest
