@@ -29,7 +29,7 @@ from rlhf_ray.learner.rank import LearnerRank
 from rlhf_ray.models import quantized
 from rlhf_ray.models.batching import TokenBatch
 from rlhf_ray.models.load import load_causal_lm
-from rlhf_ray.models.lora import add_lora, merged_tensors
+from rlhf_ray.models.lora import adapters_off, add_lora, merged_tensors
 from rlhf_ray.models.quantized import ExactLinear, dequantized, quantized_parameters, weight_count
 
 pytestmark = pytest.mark.unit
@@ -153,6 +153,19 @@ def test_merged_weights_give_the_adapted_model(request, family, kind):
     plain.tie_weights()
     assert (logprobs(lm) - start).abs().max() > 0.1
     torch.testing.assert_close(logprobs(plain), logprobs(lm), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_its_adapters_the_policy_is_its_reference(model, kind):
+    lm = load_causal_lm(ModelSection(**section(model, kind)))
+    reference = logprobs(lm)
+    add_lora(lm, LoraSection(r=4))
+    for name, parameter in lm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert (logprobs(lm) - reference).abs().max() > 0.1
+    with adapters_off(lm):
+        assert torch.equal(logprobs(lm), reference)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
