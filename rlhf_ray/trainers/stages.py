@@ -65,7 +65,7 @@ def _run_ppo(config: Any, resume: Path | None, callbacks: Sequence[Callback], co
     return PPOTrainer(config, resume=resume, callbacks=callbacks, console=console).train()
 
 
-def _run_evaluation(config: EvalConfig, resume: None, callbacks: Sequence[Callback], console: Console) -> Report:
+def _run_evaluation(config: EvalConfig, resume: Path | None, callbacks: Sequence[Callback], console: Console) -> Report:
     return run_evaluation(config, console)
 
 
