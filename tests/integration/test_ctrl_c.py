@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from tiny_runs import TinyRuns
+
+from rlhf_ray.cli.main import main
 
 pytestmark = pytest.mark.integration
 
@@ -28,6 +31,7 @@ def iterations(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.usefixtures("ray_local")
 def test_ctrl_c_saves_and_resume_goes_on(tiny: TinyRuns, tmp_path: Path) -> None:
     (tmp_path / "my_rewards.py").write_text(MY_REWARDS)
     folder = tmp_path / "runs" / "stopped"
@@ -58,11 +62,10 @@ def test_ctrl_c_saves_and_resume_goes_on(tiny: TinyRuns, tmp_path: Path) -> None
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step-{last:06d}"]
     saved = load_file(folder / "policy" / "model.safetensors")
 
-    done = subprocess.run(
-        [COMMAND, "ppo", "--resume", str(folder), f"ppo.iterations={last + 1}"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    # In this session's Ray, which does not know the other one's working directory.
+    changed = [f"ppo.iterations={last + 1}", "rewards.short.function=tiny_rewards:short"]
+    done = CliRunner().invoke(main, ["ppo", "--resume", str(folder), *changed])
+    assert done.exit_code == 0, done.output
     assert f"resuming after iteration {last}" in done.stdout
     assert iterations(folder) == list(range(1, last + 2))
     resumed = load_file(folder / "policy" / "model.safetensors")

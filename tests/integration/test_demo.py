@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ray.trainers.demo import run_demo
@@ -13,9 +14,16 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
 
 def test_the_quick_demo_runs_all_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = run_demo(root=tmp_path, name="demo", quick=True)
-    folder = tmp_path / "demo"
-    assert sorted(path.name for path in folder.iterdir() if path.name != "logs") == ["data", "ppo", "reward", "sft"]
+    stages = run_demo(root=tmp_path, name="demo", quick=True)
+    folder, result = stages.folder, stages.ppo
+    assert result is not None
+    assert folder == tmp_path / "demo"
+    assert sorted(path.name for path in folder.iterdir() if path.name != "logs") == [
+        "data",
+        "ppo",
+        "reward_model",
+        "sft",
+    ]
     assert len(result.history) == 2
     assert all(metrics["audit/mean_gap"] < 5e-2 for metrics in result.history)
     assert result.before is not None
@@ -24,6 +32,9 @@ def test_the_quick_demo_runs_all_stages(tmp_path: Path, capsys: pytest.CaptureFi
     assert set(result.after.components) >= {"quality", "one_sentence", "mentions_name"}
     rows = pq.read_table(folder / "ppo" / "rollouts" / "iteration-000002.parquet").to_pylist()
     assert all(row["prompt"].count("def ") + row["prompt"].count("class ") for row in rows)
+    ppo = yaml.safe_load((folder / "ppo" / "config.yaml").read_text())
+    assert ppo["model"]["name"] == str(folder / "sft" / "policy")
+    assert ppo["rewards"]["quality"]["model"] == str(folder / "reward_model" / "policy")
     sft = [json.loads(line) for line in (folder / "sft" / "metrics.jsonl").read_text().splitlines()]
     held_out = [line["eval/loss"] for line in sft if "eval/loss" in line]
     assert held_out[-1] < held_out[0] - 0.3  # nats: ten steps from noise

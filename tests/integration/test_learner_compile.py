@@ -17,7 +17,9 @@ from rlhf_ray.learner.rank import LearnerRank
 pytestmark = pytest.mark.integration
 
 
-def test_compiled_layers_train_alike(tmp_path):
+def test_compiled_layers_train_alike(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")  # conftest.py turns compilation off
+    monkeypatch.setattr(torch._dynamo.config, "disable", False)
     group, model = single_rank(), save_tiny_model(tmp_path)
     found = []
     for compiled in (False, True):

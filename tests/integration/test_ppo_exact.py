@@ -74,24 +74,24 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
-def test_a_run_that_lost_its_learner_resumes_to_the_same_end(whole: Path, tiny: TinyRuns, root: Path) -> None:
+def test_a_lost_learner_a_resume_and_another_generator_change_nothing(whole: Path, tiny: TinyRuns, root: Path) -> None:
     config, folder = exact(tiny, root, "lost"), root / "lost"
     with pytest.raises(InfrastructureError, match=r"learner/0 was lost: .* --resume"):
         PPOTrainer(config, callbacks=[KillLearnerAfterCheckpoint()]).train()
     assert ray.util.list_named_actors() == []
     assert metrics(folder) == metrics(whole)[:2]  # the same run twice
+    assert rollouts(folder) == rollouts(whole)[:2]
 
-    resumed = PPOTrainer(config, resume=folder).train()
+    resumed = PPOTrainer(exact(tiny, root, "lost", "generation.replicas=2"), resume=folder).train()
     assert len(resumed.history) == 3  # the first two come from the run's folder
-    assert metrics(folder) == metrics(whole)
-    assert rollouts(folder) == rollouts(whole)
-    assert_same_weights(folder, whole)
-
-
-def test_two_generators_sample_what_one_does(whole: Path, tiny: TinyRuns, root: Path) -> None:
-    folder = PPOTrainer(exact(tiny, root, "two", "generation.replicas=2")).train().folder
+    for one, two in zip(metrics(whole), metrics(folder), strict=True):
+        assert [name for name in one if one[name] != two[name] and not name.startswith("audit/")] == []
     for one, two in zip(rollouts(whole), rollouts(folder), strict=True):
-        assert [row["response_tokens"] for row in two] == [row["response_tokens"] for row in one]
-        assert [row["reward"] for row in two] == [row["reward"] for row in one]
         assert len({tuple(row["response_tokens"]) for row in one}) > 8  # not one answer to everything
+        assert [without_logprobs(row) for row in two] == [without_logprobs(row) for row in one]
     assert_same_weights(folder, whole)
+
+
+def without_logprobs(row: dict[str, Any]) -> dict[str, Any]:
+    """Without the generator's log-probs: their last bits depend on its batch."""
+    return {name: value for name, value in row.items() if name != "response_logprobs"}

@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 from click.testing import CliRunner
+from faulty_rewards import WELL
 from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import TinyRuns
@@ -21,6 +22,7 @@ from rlhf_ray.trainers.ppo import PPOResult, PPOTrainer
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
 RUN = "all-actors"
+COLUMNS = ("short", "quality", "patient", "bulk", "keyed", "keyed/tone", "keyed/facts")
 ACTORS = {
     "generator/0",
     "generator/1",
@@ -30,8 +32,9 @@ ACTORS = {
     "writer/0",
     "reward/short/0",
     "reward/quality/0",
-    "reward/fragile/0",
-    "reward/shaky/0",
+    "reward/patient/0",
+    "reward/bulk/0",
+    "reward/keyed/0",
 }
 
 
@@ -63,9 +66,12 @@ def everything(ray_local: None, tiny: TinyRuns, tmp_path_factory: pytest.TempPat
         "generation.replicas=2",
         "learner.ranks=2",
         f"rewards.quality={{type: neural, model: {tiny.reward}, weight: 0.3}}",
-        "rewards.fragile={type: function, function: 'tiny_rewards:raises_on_some', on_failure: skip_sample}",
-        "rewards.shaky={type: function, function: 'tiny_rewards:hangs_or_nan_on_some', on_failure: leave_out,"
-        " timeout_s: 1}",
+        "rewards.patient={type: function, function: 'faulty_rewards:waiting', concurrency: 4, timeout_s: 1,"
+        " on_failure: leave_out, arguments: {faults: {gil: [1], raises: [2], none: [3]}}}",
+        "rewards.bulk={type: function, function: 'faulty_rewards:batch', batch_size: 4, timeout_s: 1,"
+        " on_failure: skip_sample, arguments: {faults: {dies: [5], nan: [6]}}}",
+        "rewards.keyed={type: function, function: 'faulty_rewards:Judge.keys', constructor: {value: 0.25},"
+        " on_failure: leave_out, arguments: {faults: {wrong_type: [9], none: [10]}}}",
         f"data.eval_path={tiny.folder / 'prompts_eval.jsonl'}",
         "evaluation.prompts=6",
         "tracking.tensorboard=true",
@@ -113,9 +119,7 @@ def test_rollouts_are_plain_parquet(everything: tuple[PPOResult, Watcher]) -> No
     tables = [pq.read_table(path) for path in sorted(folder.iterdir())]
     fixed = {"prompt_id", "sample_index", "policy_version", "prompt", "response", "prompt_tokens", "response_tokens"}
     fixed |= {"response_logprobs", "finish_reason", "number", "topic", "reference_logprobs", "reward"}
-    assert set(tables[0].column_names) == fixed | {
-        f"reward/{name}" for name in ("short", "quality", "fragile", "shaky")
-    }
+    assert set(tables[0].column_names) == fixed | {f"reward/{name}" for name in COLUMNS}
     rows = [row for table in tables for row in table.to_pylist()]
     assert sorted(row["prompt_id"] for row in rows) == list(range(16))
     assert [set(table["policy_version"].to_pylist()) for table in tables] == [{0}, {1}]
@@ -133,29 +137,34 @@ def test_rollouts_are_plain_parquet(everything: tuple[PPOResult, Watcher]) -> No
 def test_failed_rewards_are_dropped_or_left_out_and_never_a_number(everything: tuple[PPOResult, Watcher]) -> None:
     result, _ = everything
     rows = [row for path in (result.folder / "rollouts").iterdir() for row in pq.read_table(path).to_pylist()]
-    weights = {"short": 1.0, "quality": 0.3, "fragile": 1.0, "shaky": 1.0}
-    for row in rows:
-        number, values = row["number"], {name: row[f"reward/{name}"] for name in weights}
-        expected: float | None = sum(weights[name] * (values[name] or 0) for name in weights)
-        if number % 4 == 1:  # raises: the sample is dropped
-            assert values["fragile"] is None
-            expected = None
-        elif number % 4 == 2 or number == 3:  # NaN, or hangs: the other weights stand in
-            assert values["shaky"] is None
-            expected = expected * 3.3 / 2.3 if expected is not None else None
-        else:
-            assert None not in values.values()
-        assert row["reward"] == (None if expected is None else pytest.approx(expected))
+    for number, row in ((row["number"], row) for row in rows):
+        patient = None if number in (1, 2, 3) else WELL
+        bulk = None if number in (5, 6) else WELL
+        facts = None if number in (9, 10) else WELL
+        keyed = None if number == 9 else 0.25 + (facts or 0.0)
+        assert [row[f"reward/{name}"] for name in ("patient", "bulk", "keyed")] == [patient, bulk, keyed]
+        assert row["reward/keyed/facts"] == facts
+        total = row["reward/short"] + 0.3 * row["reward/quality"] + sum(v or 0.0 for v in (patient, bulk, keyed))
+        if number in (1, 2, 9):
+            total *= 4.3 / 3.3  # the other weights stand in
+        assert row["reward"] == (None if bulk is None else pytest.approx(total))
+
     quarantined = lines(result.folder / "quarantine" / "rewards.jsonl")
     found = sorted((line["component"], line["prompt_id"], line["kind"]) for line in quarantined)
-    raised = [("fragile", number, "raised") for number in (1, 5, 9, 13)]
-    odd = [("shaky", 2, "not_finite"), ("shaky", 3, "timeout")]
-    assert found == raised + odd + [("shaky", number, "not_finite") for number in (6, 10, 14)]
-    by_row = {(line["component"], line["prompt_id"]): line for line in quarantined}
-    assert "ValueError: boom on row 5" in by_row["fragile", 5]["traceback"]
-    assert "hangs_or_nan_on_some" in by_row["shaky", 3]["traceback"]
-    for name, count in (("reward/dropped_samples", 4), ("reward/fragile/failed", 4), ("reward/shaky/failed", 5)):
-        assert sum(metrics[name] for metrics in result.history) == count
+    assert found == [
+        ("bulk", 5, "died"), ("bulk", 6, "not_finite"), ("keyed", 9, "wrong_type"), ("patient", 1, "timeout"),
+        ("patient", 2, "raised"),
+    ]  # fmt: skip
+    tracebacks = {line["prompt_id"]: line["traceback"] for line in quarantined}
+    assert "ValueError: boom" in tracebacks[2]
+    counts = {
+        "dropped_samples": 2,
+        "patient/failed": 2,
+        "bulk/failed": 2,
+        "keyed/failed": 1,
+        "patient/did_not_apply": 1,
+    }
+    assert {name: sum(metrics[f"reward/{name}"] for metrics in result.history) for name in counts} == counts
 
 
 def test_the_saved_policy_is_the_last_published_one(everything: tuple[PPOResult, Watcher], tiny: TinyRuns) -> None:

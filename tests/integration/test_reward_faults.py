@@ -2,7 +2,8 @@
 
 Each cell scores four samples, of which the second meets the fault, beside a component that works. Expected is: the
 sample's failure by name and nothing else, its value missing and never 0, the others scored, the total as the policy
-says, and the counters to match. What a kind cannot do is listed with the reason. A run with real actors is at the end.
+says, and the counters to match. What a kind cannot do is listed with the reason.
+(A whole run with several: test_ppo_runs.)
 """
 
 import json
@@ -17,12 +18,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from faulty_rewards import LATE_S, TIMEOUT_S, WELL
 from tiny_models import tokenizer
-from tiny_runs import TinyRuns
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rlhf_ray.actors.scorer import make_scorer
@@ -37,7 +36,6 @@ from rlhf_ray.errors import DataError
 from rlhf_ray.rewards.compose import compose
 from rlhf_ray.rewards.failure import RewardFailure, failures_by_row
 from rlhf_ray.schema import SAMPLES, reward_schema
-from rlhf_ray.trainers.ppo import PPOTrainer
 
 pytestmark = pytest.mark.integration
 
@@ -116,47 +114,6 @@ def test_cell(kind: str, fault: str, policy: str, answers: "Answers") -> None:
     assert composed.keep.tolist() == (~np.isnan(totals)).tolist()
     stats = composed.components["tested"]
     assert (stats.applied, stats.did_not_apply, stats.failed) == (3, int(expected is None), len(found))
-
-
-def test_a_run_goes_through_with_every_fault_at_its_sample(ray_local: None, tiny: TinyRuns, tmp_path: Path) -> None:
-    config = tiny.ppo(
-        tmp_path,
-        "faults",
-        "rewards.patient={type: function, function: 'faulty_rewards:waiting', concurrency: 4, timeout_s: 1,"
-        " on_failure: leave_out, arguments: {faults: {gil: [1], raises: [2], none: [3]}}}",
-        "rewards.bulk={type: function, function: 'faulty_rewards:batch', batch_size: 4, timeout_s: 1,"
-        " on_failure: skip_sample, arguments: {faults: {dies: [5], nan: [6]}}}",
-        "rewards.keyed={type: function, function: 'faulty_rewards:Judge.keys', constructor: {value: 0.25},"
-        " on_failure: leave_out, arguments: {faults: {wrong_type: [9], none: [10]}}}",
-        "ppo.iterations=1",
-        "ppo.prompts_per_iteration=16",
-    )
-    result = PPOTrainer(config).train()
-    (path,) = (result.folder / "rollouts").iterdir()
-    rows = {row["number"]: row for row in pq.read_table(path).to_pylist()}
-    assert sorted(rows) == list(range(16))
-    for number, row in rows.items():
-        patient = None if number in (1, 2, 3) else WELL
-        bulk = None if number in (5, 6) else WELL
-        facts = None if number in (9, 10) else WELL
-        keyed = None if number == 9 else 0.25 + (facts or 0.0)
-        assert [row[f"reward/{name}"] for name in ("patient", "bulk", "keyed")] == [patient, bulk, keyed]
-        assert row["reward/keyed/facts"] == facts
-        total = sum(value or 0.0 for value in (row["reward/short"], patient, bulk, keyed))
-        if number in (1, 2, 9):
-            total *= 4 / 3  # the three others stand in
-        assert row["reward"] == (None if bulk is None else pytest.approx(total))
-
-    lines = (result.folder / "quarantine" / "rewards.jsonl").read_text().splitlines()
-    found = sorted((line["component"], line["prompt_id"], line["kind"]) for line in map(json.loads, lines))
-    assert found == [
-        ("bulk", 5, "died"), ("bulk", 6, "not_finite"), ("keyed", 9, "wrong_type"), ("patient", 1, "timeout"),
-        ("patient", 2, "raised"),
-    ]  # fmt: skip
-    (metrics,) = result.history
-    counters = {name: metrics[f"reward/{name}"] for name in ("dropped_samples", "patient/failed", "bulk/failed")}
-    assert counters == {"dropped_samples": 2, "patient/failed": 2, "bulk/failed": 2}
-    assert (metrics["reward/keyed/failed"], metrics["reward/patient/did_not_apply"]) == (1, 1)
 
 
 Answers = Callable[[str, str, str], Answer]

@@ -1,7 +1,5 @@
 """Reward functions of the tiny runs: some well-behaved, some that fail on the rows whose `number` says so."""
 
-import math
-
 
 def short(prompt: str, response: str) -> float:
     """Fewer words are better."""
@@ -35,12 +33,6 @@ def raises_on_some(prompt: str, response: str, number: int) -> float:
     if number % 4 == 1:
         raise ValueError(f"boom on row {number}")
     return 0.5
-
-
-def hangs_or_nan_on_some(prompt: str, response: str, number: int) -> float:
-    while number == 3:
-        pass
-    return math.nan if number % 4 == 2 else 0.25
 
 
 def of_a_missing_column(prompt: str, response: str, truth: str) -> float:
