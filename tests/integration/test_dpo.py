@@ -1,22 +1,28 @@
-"""DPO on real learner actors: it learns, exports what it says, resumes bit for bit, and two ranks give what one does."""
+"""DPO on real learner actors: it learns, exports what it says, resumes bit for bit; two ranks give what one does."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from learner_world import Ranks, Tensors, dpo_config, largest_difference, preferences, record_gradients
+from learner_world import weights as full_weights
 from safetensors.torch import load_file
 from tiny_runs import TinyRuns
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_ray import DPOTrainer, LoraConfig
+from rlhf_ray import DPOTrainer
+from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.learner.rank import LearnerRank
 from rlhf_ray.trainers.callbacks import Callback
 from rlhf_ray.trainers.stage_result import StageResult
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
+pytestmark = pytest.mark.integration
 
 
 class InterruptAfterCheckpoint(Callback):
@@ -39,6 +45,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dpo(ray_local: None, tiny: TinyRuns, root: Path) -> StageResult:
     """A run of 8 steps that nothing interrupts."""
     return DPOTrainer(tiny.dpo(root, "whole")).train()
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Ranks]:
+    ranks = Ranks(1)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -86,26 +106,42 @@ def test_an_interrupted_run_resumes_bit_for_bit_with_the_reference_it_has(
     assert (resumed.before, resumed.after) == (dpo.before, dpo.after)
 
 
-def test_two_ranks_with_adapters_give_the_losses_of_one(tiny: TinyRuns, root: Path) -> None:
-    """In the Python form; the reference is the policy without its adapters."""
-    found = {}
-    for ranks in (1, 2):
-        trainer = DPOTrainer(
-            tiny.policy,
-            data={name: str(tiny.folder / f"{file}.jsonl") for name, file in FILES.items()},
-            training={"pairs_per_step": 8, "learning_rate": 1e-3, "learner.ranks": ranks, "tokens_per_microbatch": 96}
-            | {"adam_eps": 1e-5, "dtype": "float32"},
-            lora=LoraConfig(r=2),
-            run={"root": str(root), "name": f"ranks-{ranks}"},
-        )
-        found[ranks] = trainer.train()
-        assert not (root / f"ranks-{ranks}" / "reference.parquet").exists()
-    assert found[2].after == pytest.approx(found[1].after, abs=1e-5)
-    for one, two in zip(found[1].history, found[2].history, strict=True):
-        assert two["loss/dpo"] == pytest.approx(one["loss/dpo"], abs=1e-5)
-    assert found[1].history[-1]["rewards/margin"] > 1e-3
-    worst = max((tensor - weights(found[2])[name]).abs().max().item() for name, tensor in weights(found[1]).items())
-    assert worst < 1e-5
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_two_ranks_give_the_reference_the_gradients_and_the_weights_of_one(
+    lora: dict[str, int] | None, two: Ranks, one: Ranks, tiny: TinyRuns
+) -> None:
+    """Precomputed, then with the adapters off; seven pairs leave the second rank a pass without any."""
+    sections = {"model": {"name": tiny.policy, "lora": lora}, "learner": LEARNER}
+    [(reference, gradients, weights, metrics)] = one.run(train, tiny.policy, sections)
+    for rank in two.run(train, tiny.policy, sections):
+        assert (rank[0] is None) == (reference is None) == (lora is not None)
+        if reference is not None:
+            np.testing.assert_allclose(rank[0], reference, atol=1e-4)
+        for ours, theirs in zip(rank[1], gradients, strict=True):
+            assert largest_difference(ours, theirs) < 1e-5
+        assert largest_difference(rank[2], weights) < 1e-5
+        for ours, theirs in zip(rank[3], metrics, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    assert metrics[-1]["margin"] > metrics[0]["margin"] > 0
 
 
-FILES = {"path": "preferences", "eval_path": "preferences_eval"}
+LEARNER = {"dtype": "float32", "learning_rate": 1e-4, "adam_eps": 1e-5, "tokens_per_microbatch": 64}
+
+
+def train(
+    group: LearnerGroup, model: str, sections: dict[str, Any]
+) -> tuple[np.ndarray | None, list[Tensors], Tensors, list[dict[str, float]]]:
+    """(reference log-probs, gradients of every step, final weights, what matters of the metrics)."""
+    table = preferences(0, 7)
+    rank = LearnerRank(dpo_config(model, **sections), group, total_steps=10)
+    dpo, reference = rank.dpo(table, table), None
+    if rank.config.precomputes_reference:
+        reference = dpo.reference_logprobs(np.arange(7))
+        dpo.set_reference(reference, reference)
+    gradients = record_gradients(dpo.policy)
+    found = []
+    for step in range(3):
+        dpo.step(np.arange(7)[step:])
+        evaluation = dpo.evaluate()
+        found.append({name: evaluation[f"eval/{name}"] for name in ("loss", "margin", "chosen")})
+    return reference, gradients, full_weights(rank), found
