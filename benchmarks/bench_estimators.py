@@ -27,7 +27,7 @@ from rlhf_ray.config.common import ResourcesSection
 from rlhf_ray.config.load import load_config
 from rlhf_ray.demo.prepare import prepare
 from rlhf_ray.trainers.ppo import PPOResult, PPOTrainer
-from rlhf_ray.trainers.reward_model import RewardModelTrainer
+from rlhf_ray.trainers.reward_model import RewardTrainer
 from rlhf_ray.trainers.sft import SFTTrainer
 
 SAMPLES, SAMPLES_PER_PROMPT = 128, 4
@@ -66,7 +66,7 @@ def make_start(folder: Path) -> Path:
     sft = [f"model.name={files.base}", f"data.path={files.demonstrations}", "run.name=sft"]
     SFTTrainer(load_config(SFTConfig, [packaged("sft")], [*place, *sft])).train()
     reward = [f"model.name={folder / 'sft' / 'policy'}", f"data.path={files.preferences}", "run.name=reward"]
-    RewardModelTrainer(load_config(RewardModelConfig, [packaged("reward")], [*place, *reward])).train()
+    RewardTrainer(load_config(RewardModelConfig, [packaged("reward")], [*place, *reward])).train()
     return folder
 
 
