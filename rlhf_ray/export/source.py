@@ -9,7 +9,7 @@ import yaml
 from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_ray.config.common import ModelSection, Quantization
+from rlhf_ray.config.common import LoraSection, ModelSection, Quantization
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.hub import check_model, explain_hub_error
 from rlhf_ray.models.load import load_causal_lm, load_scalar_lm
@@ -115,7 +115,11 @@ def load(
     """A policy or reward model on the CPU in evaluation mode."""
     if kind == "policy":
         section = ModelSection(
-            name=name, revision=revision, trust_remote_code=trust_remote_code, quantization=quantization
+            name=name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            quantization=quantization,
+            lora=None if quantization is None else LoraSection(),  # a quantised base is one for adapters
         )
         return load_causal_lm(section, dtype).eval()
     return load_scalar_lm(name, dtype, quantization, revision=revision, trust_remote_code=trust_remote_code).eval()

@@ -82,7 +82,9 @@ sys.exit(" ".join(heavy) or 0)
 def test_help_lists_the_commands_in_the_order_of_use() -> None:
     lines = run("--help").output.split("Commands:")[1].splitlines()
     names = [line.split()[0] for line in lines if line.strip()]
-    assert names == ["demo", "sft", "reward", "dpo", "ppo", "serve-reward", "config", "doctor"]
+    assert names == [
+        "demo", "sft", "reward", "dpo", "ppo", "pipeline", "eval", "export", "serve-reward", "data", "config", "doctor",
+    ]  # fmt: skip
 
 
 def test_config_show_resolves_and_reads_back(ppo_file: str, tmp_path: Path) -> None:
