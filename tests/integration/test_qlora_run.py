@@ -29,8 +29,9 @@ def test_everyone_sees_the_rounded_weights(tiny: TinyRuns, tmp_path: Path) -> No
     assert len(result.history) == 2
     for metrics in result.history:  # the first iteration is sampled from the rounded weights, the second with adapters
         assert metrics["audit/max_gap"] < 1e-4
-    assert abs(result.history[0]["kl/mean"]) < 1e-5  # a reference with other weights would be far away
-    assert abs(result.history[1]["kl/mean"]) > 1e-4
+    first, second = (abs(metrics["kl/mean"]) for metrics in result.history)
+    assert first < 1e-4  # a reference with other weights would be far away from the start
+    assert second > 10 * first
 
     section = ModelSection(name=tiny.gpt2, lora={}, quantization="4bit")  # type: ignore[arg-type]
     rounded = dict(merged_tensors(load_causal_lm(section)))
