@@ -160,7 +160,8 @@ def _read_parquet(path: Path) -> pa.Table:
 def _batch_parquet(path: Path, rows: int) -> Batches:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    # pre_buffer, the default, would keep every row group that was read until the file is closed.
+    with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
         yield from (pa.Table.from_batches([batch]) for batch in file.iter_batches(rows))
 
 
