@@ -12,6 +12,7 @@ import pytest
 
 from rlhf_ray.config.rewards import FunctionRewardSection
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.learner.experience import RolloutIndex
 from rlhf_ray.schema import PROMPTS
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.callbacks import Callback, CallbackError
@@ -67,6 +68,25 @@ class FakeActors:
 
     def export(self, folder: Path) -> None:
         self.exported.append((folder.name, self.trained))
+
+
+class PairActors(FakeActors):
+    """Two samples per prompt, which differ in reward on every second prompt; remembers what was trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.indices: list[RolloutIndex] = []
+
+    def collect(self, prompts: pa.Table, iteration: int, seed: int, progress: Any) -> Rollouts:
+        rollouts = super().collect(prompts.take(np.repeat(np.arange(prompts.num_rows), 2)), iteration, seed, progress)
+        (batch,) = rollouts.batches
+        batch.meta["sample_index"] = np.arange(len(batch.meta["prompt_id"])) % 2
+        batch.scores["score"] = batch.meta["sample_index"] * (batch.meta["prompt_id"] % 2 == 0) * 1.0
+        return rollouts
+
+    def call(self, what: str, method: str, *arguments: Any) -> Any:
+        self.indices.append(arguments[0])
+        return super().call(what, method, *arguments)
 
 
 class FakeSession:
@@ -129,7 +149,9 @@ class Trainer(PPOTrainer):
         return Evaluation(texts, texts, rewards, {"score": rewards}, rewards, rewards < 0)
 
 
-def run(folder: Path, spy: Spy, interrupt: bool = False, **training: Any) -> tuple[PPOResult, FakeActors, Trainer]:
+def run(
+    folder: Path, spy: Spy, interrupt: bool = False, actors: FakeActors | None = None, **training: Any
+) -> tuple[PPOResult, FakeActors, Trainer]:
     """One run of the loop in `folder`, resumed where there is a checkpoint."""
     trainer = Trainer(
         "policy",
@@ -139,7 +161,7 @@ def run(folder: Path, spy: Spy, interrupt: bool = False, **training: Any) -> tup
         callbacks=[spy],
         console=Console(file=io.StringIO(), width=80),
     )
-    actors, session = FakeActors(), FakeSession(folder)
+    actors, session = actors or FakeActors(), FakeSession(folder)
     session.stop.requested = interrupt
     ids = range(COUNT)
     prompts = pa.table([ids, [f"p{i}" for i in ids], [[i] for i in ids]], schema=PROMPTS)
@@ -180,6 +202,17 @@ def test_a_stop_at_an_evaluation_does_not_evaluate_again(tmp_path: Path) -> None
     assert spy.evaluated == [0, 2]
     assert result.after is not None
     assert result.after.reward[0] == 2.0
+
+
+def test_dynamic_sampling_trains_on_prompts_with_a_signal_only(tmp_path: Path) -> None:
+    actors = PairActors()
+    dynamic = {"samples_per_prompt": 2, "ppo.dynamic_sampling": {"enabled": True, "max_rounds": 9}}
+    result, _, _ = run(tmp_path, Spy(), actors=actors, **dynamic)
+    for index, metrics in zip(actors.indices, result.history, strict=True):
+        assert index.prompt_id.tolist() == [0, 0, 2, 2, 4, 4]  # those of the six that give one
+        assert (metrics["samples/trained"], metrics["samples/prompts_with_signal"]) == (6, 3)
+        assert (metrics["samples/total"], metrics["samples/prompts"]) == (2 * COUNT, COUNT)
+        assert metrics["samples/rounds"] > 1
 
 
 def test_ctrl_c_is_a_stop_too(tmp_path: Path) -> None:
