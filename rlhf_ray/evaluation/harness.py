@@ -72,6 +72,7 @@ class Harness:
         from rlhf_ray.actors.generator import engine_options
 
         model = self._model
+        options = engine_options(self._generation)  # first: vLLM then knows its platform, whatever `_adapter` tells
         return _adapter()(
             pretrained=model.name,
             revision=model.revision,
@@ -80,7 +81,7 @@ class Harness:
             dtype=self._dtype,
             seed=self._seed,
             max_gen_toks=max_new_tokens,
-            **engine_options(self._generation),
+            **options,
         )
 
 
