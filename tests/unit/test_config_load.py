@@ -102,8 +102,8 @@ def test_null_clears_a_section(base: Path, tmp_path: Path) -> None:
         ("gamma: 1", "gamma: unknown key (did you mean ppo.gamma?) in x.yaml"),
         (
             "kl: {zzz: 1}",
-            "kl.zzz: unknown key (known here: coef, warmup_iterations, estimator, placement, controller, target, horizon)"
-            " in x.yaml",
+            "kl.zzz: unknown key (known here: coef, warmup_iterations, estimator, placement, controller, target, "
+            "horizon) in x.yaml",
         ),
         ("ppo: {iterations: ten}", "ppo.iterations: 'ten' in x.yaml should be a whole number"),
         ("ppo: {iterations: '10'}", "ppo.iterations: '10' in x.yaml should be a whole number"),

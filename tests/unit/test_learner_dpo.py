@@ -141,7 +141,8 @@ def test_without_its_adapters_the_policy_is_the_precomputed_reference(group, mod
 
 def test_adapter_dropout_does_not_reach_the_reference(group, model):
     table = preferences(4, 4)
-    config = dpo_config(model, model={"name": model, "lora": {"r": 4, "dropout": 0.9}}, dpo={"reference": "adapter_off"})
+    lora = {"name": model, "lora": {"r": 4, "dropout": 0.9}}
+    config = dpo_config(model, model=lora, dpo={"reference": "adapter_off"})
     dpo = objective(group, config, table, reference=False)
     for name, parameter in dpo.policy.parameters.items():
         if "lora_B" in name:
