@@ -26,7 +26,7 @@ demo: $(STAMP) ## SFT -> reward model -> PPO on Ray, on this machine's CPU
 
 # A test that lost an actor gets one more try, and pytest says so; any other failure, an actor's own error too, counts.
 test: lint ## Everything CI runs: style, types, import contracts, all tests that need no GPU
-	$(BIN)/pytest -m 'not gpu' --reruns 1 --only-rerun 'InfrastructureError.* was lost'
+	$(BIN)/pytest -m 'not gpu and not recipe' --reruns 1 --only-rerun 'InfrastructureError.* was lost'
 
 test-fast: $(STAMP) ## The unit tests: no Ray, no vLLM
 	$(BIN)/pytest -m unit
@@ -45,6 +45,7 @@ bench: $(STAMP) ## All benchmarks, one after the other; tables on the console, J
 	$(BIN)/python benchmarks
 
 recipes: $(STAMP) ## Every recipe's tiny variant, end to end; what each stage gains (SEEDS=3 for errors over seeds)
+	$(BIN)/pytest -m recipe
 	$(BIN)/python benchmarks/recipe_gains.py --seeds $(or $(SEEDS),1)
 
 clean: ## Remove caches (not .venv, not runs)

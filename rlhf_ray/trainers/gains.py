@@ -34,7 +34,7 @@ class Gain:
 _MEASURES = {
     "sft": ("eval/loss", "held-out loss", True),
     "reward_model": ("eval/accuracy", "held-out accuracy", False),
-    "dpo": ("eval/rewards/margin", "held-out reward margin", False),
+    "dpo": ("eval/margin", "held-out reward margin", False),
 }
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.evaluation import EvalConfig
-from rlhf_ray.evaluation.estimates import Estimate, WinRate
-from rlhf_ray.evaluation.report import REPORT_JSON, Comparison, Report
+from rlhf_ray.evaluation.report import REPORT_JSON, Report
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.tracking.metrics_file import METRICS_FILE
 from rlhf_ray.trainers.callbacks import Callback
@@ -96,20 +95,6 @@ def read_ppo(path: Path) -> PPOResult:
     return result
 
 
-def read_report(path: Path) -> Report:
-    """The report of a finished evaluation."""
-    known = json.loads((path / REPORT_JSON).read_text(encoding="utf-8"))
-    measures = {
-        label: {name: None if value is None else Estimate(**value) for name, value in of.items()}
-        for label, of in known["measures"].items()
-    }
-    comparisons = [
-        Comparison(one["standard"], one["model"], one["against"], WinRate(**one["result"]), one["swayed"])
-        for one in known["comparisons"]
-    ]
-    return Report(known["models"], measures, comparisons, known["samples"], known["facts"], path)
-
-
 def _metrics(line: dict[str, Any]) -> dict[str, float]:
     """A line of metrics.jsonl as it was logged; what was not finite is NaN."""
     return {key: float("nan") if value is None else value for key, value in line.items() if key != "step"}
@@ -125,5 +110,5 @@ STAGES: dict[str, Stage] = {
     "reward_model": _supervised("reward_model", RewardTrainer),
     "dpo": _supervised("dpo", DPOTrainer),
     "ppo": Stage(_run_ppo, read_ppo, ppo_gain, MODEL),
-    "evaluation": Stage(_run_evaluation, read_report, evaluation_gain, [REPORT_JSON], resumes=False),
+    "evaluation": Stage(_run_evaluation, Report.read, evaluation_gain, [REPORT_JSON], resumes=False),
 }

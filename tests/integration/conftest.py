@@ -1,6 +1,7 @@
 """What integration tests share: importable helpers in every Ray worker, and the tiny runs' files."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 # Ray's workers, and the reward sandboxes they start, find the helper modules beside this file.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
+from learner_world import Ranks
 from tiny_runs import TinyRuns, write_tiny_runs
 
 
@@ -15,3 +17,19 @@ from tiny_runs import TinyRuns, write_tiny_runs
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
     """Models, data and configurations of runs that take seconds."""
     return write_tiny_runs(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def one() -> Iterator[Ranks]:
+    """A learner rank in a process, without Ray."""
+    ranks = Ranks(1)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def two() -> Iterator[Ranks]:
+    """Two learner ranks over gloo in processes of their own, without Ray."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()

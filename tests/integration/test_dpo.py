@@ -1,7 +1,6 @@
 """DPO on real learner actors: it learns, exports what it says, resumes bit for bit; two ranks give what one does."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +44,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dpo(ray_local: None, tiny: TinyRuns, root: Path) -> StageResult:
     """A run of 8 steps that nothing interrupts."""
     return DPOTrainer(tiny.dpo(root, "whole")).train()
-
-
-@pytest.fixture(scope="module")
-def one() -> Iterator[Ranks]:
-    ranks = Ranks(1)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

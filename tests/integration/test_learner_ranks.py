@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from learner_world import (
-    Ranks,
     Tensors,
     demonstrations,
     grouped,
@@ -27,20 +26,6 @@ from rlhf_ray.learner.ppo import PPOIteration
 from rlhf_ray.learner.rank import LearnerRank
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def one():
-    ranks = Ranks(1)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +154,7 @@ def test_groups_may_lie_on_several_ranks(one, two, model, ppo, kl):
     sections = {"folder": model, "ppo": ppo, "kl": kl}
     alone = one.run(train_ppo, sections, range(2), 7)[0]
     for gradients, after, metrics, _ in two.run(train_ppo, sections, range(2), 7):
-        assert largest_difference(alone[0]["policy"][0], gradients["policy"][0]) < 1e-6
+        assert largest_difference(alone[0]["policy"][0], gradients["policy"][0]) < 5e-6
         assert largest_difference(alone[1], after) < 1e-5
         assert_close(alone[2], metrics)
 

@@ -39,7 +39,7 @@ class InterruptedIn(Console):
 
     def __init__(self, stage: str) -> None:
         super().__init__()
-        self.stage = stage
+        self.interrupted = stage
 
     @contextmanager
     def progress(self, title: str, total: float | None = None) -> Iterator[Advance]:
@@ -49,7 +49,7 @@ class InterruptedIn(Console):
             def counted(count: float = 1, note: str = "") -> None:
                 nonlocal done
                 done += count
-                if title == self.stage and done == 3:
+                if title == self.interrupted and done == 3:
                     raise KeyboardInterrupt
                 advance(count, note)
 
@@ -108,6 +108,7 @@ def test_nothing_is_left_to_do(file: Path, finished: str) -> None:
     gain = rows(runs / "sft" / "metrics.jsonl")
     first, last = gain[0]["eval/loss"], gain[-1]["eval/loss"]
     assert f"held-out loss {first:.4g} -> {last:.4g}" in said, "results are read back"
+    assert "held-out reward margin 0 ->" in said
 
 
 def test_stages_that_cannot_be_are_refused_before_any_starts(file: Path, finished: str) -> None:

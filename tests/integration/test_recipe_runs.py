@@ -14,7 +14,7 @@ from rlhf_ray import PPOTrainer
 from rlhf_ray.cli.main import main
 from rlhf_ray.demo.recipes import files
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
+pytestmark = [pytest.mark.recipe, pytest.mark.usefixtures("ray_local")]
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 #: A run that takes seconds. Its policy has learned little, so that answers run to the limit.
