@@ -78,7 +78,8 @@ class PolicyUse:
         policy = RunFolder.open(self.resume).policy
         if not (policy / "config.json").is_file():
             return self.config
-        changes = {"name": str(policy), "revision": None, "tokenizer": None, "lora": None}
+        # What was saved is merged, and already rounded where the base was.
+        changes = {"name": str(policy), "revision": None, "tokenizer": None, "lora": None, "quantization": None}
         return self.config.model_copy(update={"model": self.config.model.model_copy(update=changes)})
 
     @contextmanager

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_ray.config import PPOConfig
-from rlhf_ray.config.common import LoraSection
+from rlhf_ray.config.common import LoraSection, RunSection
 from rlhf_ray.config.data import PromptDataSection
 from rlhf_ray.config.load import load_config
 from rlhf_ray.config.ppo import GenerationSection
@@ -20,6 +20,7 @@ from rlhf_ray.rewards.composer import RewardComposer
 from rlhf_ray.rewards.decorator import llm_reward
 from rlhf_ray.rewards.terms import HuggingFaceRewardModel
 from rlhf_ray.trainers.build import build_config
+from rlhf_ray.trainers.ppo import PPOTrainer
 from rlhf_ray.trainers.run_folder import RunFolder
 
 pytestmark = pytest.mark.unit
@@ -136,6 +137,17 @@ def test_a_reward_without_an_import_path_runs_but_is_in_no_file(tmp_path: Path, 
     config.rewards.pop("shouting")
     (tmp_path / "again.yaml").write_text(config.to_yaml())
     assert load_config(PPOConfig, [tmp_path / "again.yaml"]) == config
+
+
+def test_a_trained_policy_is_used_as_it_was_saved(tmp_path: Path, from_yaml: PPOConfig) -> None:
+    """Merged, and already rounded: not adapted and rounded again."""
+    folder = RunFolder.create(RunSection(root=str(tmp_path), name="run"), "ppo")
+    folder.policy.mkdir()
+    (folder.policy / "config.json").write_text("{}")
+    folder.config_file.write_text(YAML)
+    from_yaml.model.quantization = "4bit"
+    used = PPOTrainer(from_yaml, resume=folder.path)._current().model
+    assert (used.name, used.lora, used.quantization) == (str(folder.policy), None, None)
 
 
 def test_the_run_s_record_says_what_it_cannot_hold(tmp_path: Path, from_yaml: PPOConfig) -> None:
