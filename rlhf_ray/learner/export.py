@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import torch
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_ray.config.common import LoraSection
 from rlhf_ray.learner.trainable import Trainable
-from rlhf_ray.models.lora import adapter_tensors, merged_tensors, peft_config
+from rlhf_ray.models.lora import adapter_tensors, is_adapted, merged_tensors, peft_config
 from rlhf_ray.models.reward_stats import RewardStats
 
 #: Of a reward model, which is trained beside its adapter and therefore belongs to it.
@@ -54,8 +53,6 @@ def _save_adapter(folder: Path, adapter: dict[str, torch.Tensor], lora: LoraSect
     if hasattr(model, "score"):
         config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
     config.base_model_name_or_path = model.config.name_or_path
-    config.fan_in_fan_out = any(
-        getattr(m, "fan_in_fan_out", False) for m in model.modules() if isinstance(m, LoraLayer)
-    )
+    config.fan_in_fan_out = any(getattr(m, "fan_in_fan_out", False) for m in model.modules() if is_adapted(m))
     config.inference_mode = True
     config.save_pretrained(str(folder))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType, load_peft_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
@@ -92,6 +91,8 @@ def context_length(model: Any, tokenizer_limit: int, configured: int | None) -> 
 
 
 def _adapter_weights(name: str) -> dict[str, Tensor]:
+    from peft import load_peft_weights
+
     check_adapter(name)
     try:
         weights = load_peft_weights(os.path.expanduser(name), device="cpu")
@@ -107,6 +108,8 @@ def _adapter_weights(name: str) -> dict[str, Tensor]:
 
 def _with_adapter(model: Any, name: str) -> Any:
     """The model with the adapter merged into it."""
+    from peft import PeftConfig, PeftModel, TaskType
+
     task = PeftConfig.from_pretrained(os.path.expanduser(name)).task_type
     if task not in (TaskType.SEQ_CLS, None):
         raise ConfigError(
