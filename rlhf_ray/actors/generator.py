@@ -257,9 +257,9 @@ class Generator:
     # ---- the engine
 
     def _build(self, model: dict[str, Any], transport: str, fault: dict[str, str]) -> Any:
-        from rlhf_ray.models.lean import import_without_sklearn
+        from rlhf_ray.models.lean import import_lean_transformers
 
-        import_without_sklearn()
+        import_lean_transformers()
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 

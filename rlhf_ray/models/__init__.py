@@ -1,5 +1,5 @@
 """Networks: policy, critic, reward and reference models, LoRA, batching, token log-probs. torch, transformers, peft."""
 
-from rlhf_ray.models.lean import import_without_sklearn
+from rlhf_ray.models.lean import import_lean_transformers
 
-import_without_sklearn()
+import_lean_transformers()
