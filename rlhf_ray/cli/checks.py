@@ -59,7 +59,8 @@ def check_python() -> Check:
 
 def check_packages() -> Check:
     needed = ("transformers", "peft", "datasets", "pyarrow", "tokenizers", "tensorboard")
-    found = {name: _version(name) for name in (*needed, "wandb", "mlflow-skinny")}
+    optional = ("wandb", "mlflow-skinny", "bitsandbytes", "lm-eval", "onnx", "onnxruntime")
+    found = {name: _version(name) for name in (*needed, *optional)}
     text = ", ".join(f"{name} {version}" for name, version in found.items() if version)
     absent = [name for name in needed if found[name] is None]
     if absent:
