@@ -16,7 +16,7 @@ from rlhf_ray.trainers.supervised import SupervisedTrainer
 
 #: Adam as the peer has it; micro-batches of about twenty rows of like length: a CPU is as fast with them as with larger
 #: ones, and of 32 rows in one batch more than half would be padding.
-COMMON = {"adam_beta2": 0.999, "tokens_per_microbatch": 1024}
+COMMON = {"learner.adam_beta2": 0.999, "tokens_per_microbatch": 1024}
 RECIPES: dict[str, dict[str, Any]] = {
     "like-for-like": COMMON | {"dtype": "float32"},
     "recommended": COMMON
