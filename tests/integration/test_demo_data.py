@@ -9,7 +9,7 @@ from rlhf_ray.demo import damage
 from rlhf_ray.demo.docstrings import MAX_SIGNATURE_CHARS, MAX_SUMMARY_CHARS, read_docstrings, split_examples
 from rlhf_ray.demo.prepare import prepare
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 PARTS = ("demonstrations", "prompts", "held_out")
 
