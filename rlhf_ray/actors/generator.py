@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from rlhf_ray import faults
 from rlhf_ray.actors.engine_thread import EngineThread
 from rlhf_ray.actors.environment import process_environment
 from rlhf_ray.actors.sample_table import Sample, continuations, sample_meta, sample_table
@@ -135,7 +136,7 @@ class Generator:
         else:
             batches = in_order(finished, group_chunks * samples_per_prompt, len(requests))
         done = tokens = 0
-        for batch in batches:
+        for number, batch in enumerate(batches):
             samples = self._samples(batch, samples_per_prompt, decode=not arguments["detokenize"])
             table = sample_table(prompts, samples, version)
             yield table
@@ -145,6 +146,8 @@ class Generator:
             if done == len(requests):
                 meta |= {"last": True, "tokens": tokens, "tokens_per_s": tokens / seconds}
             yield meta
+            if number == 0:
+                faults.reach("generate")
 
     def _sampling_arguments(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """Arguments of vLLM's SamplingParams that all samples share."""
@@ -224,6 +227,7 @@ class Generator:
 
         def begin(engine: Any) -> None:
             self._engine.finish_running(engine)
+            faults.reach("begin_update")
             self._weights.begin(engine, version, attempt)
 
         self._engine.call(begin)
@@ -234,6 +238,7 @@ class Generator:
         Raises:
             AuditError: it does not belong to the weights that `begin_update` announced, or came before.
         """
+        faults.reach("load_bucket")
         if isinstance(item, SentReceipt):
             self._engine.call(lambda engine: self._weights.note_sent(item))
         else:
@@ -248,6 +253,7 @@ class Generator:
 
         Without faults the engine samples from the new weights. With some it refuses to generate until the next update.
         """
+        faults.reach("finish_update")
         return self._engine.call(self._weights.finish)
 
     def init_transfer(self, init_info: dict[str, Any]) -> None:
@@ -278,6 +284,7 @@ class Generator:
         if self._lora is not None:
             refuse_unadaptable(arguments)
         engine = LLMEngine.from_engine_args(arguments)
+        faults.reach("load")
         if self._lora is not None:
             engine.collective_rpc("prepare_adapters", args=(self._lora.r, self._lora.alpha, fault))
         elif transport in ("auto", "object_store"):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import ray
 import torch
 
+from rlhf_ray import faults
 from rlhf_ray.actors.thread import OwnedThread
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.learner.dpo import DPOObjective
@@ -58,6 +59,7 @@ class Learner:
         def build() -> LearnerRank:
             timeout_s = self._config.resources.call_timeout_s
             group = LearnerGroup(self._rank, self._size, address, default_device(), timeout_s)
+            faults.reach("load")
             return LearnerRank(self._config, group, total_steps)
 
         self._learner = self._thread.call("loading the model", build)
@@ -103,6 +105,7 @@ class Learner:
 
     def evaluate(self) -> dict[str, float]:
         """Metrics over the evaluation table."""
+        faults.reach("evaluate")
         assert isinstance(self._objective, SFTObjective | PairwiseObjective | DPOObjective)
         return self._thread.call("evaluating", self._objective.evaluate)
 
@@ -144,6 +147,7 @@ class Learner:
         """Stream the policy's weights: rank 0 yields buckets and at last the receipt; the others help to gather."""
         tensors = self._thread.call("publishing", self._ready.published_tensors)
         if self._rank:
+            faults.reach("publish")
             self._thread.call("publishing", lambda: [None for _ in tensors])
             return
         items = stream_weights(
@@ -151,6 +155,8 @@ class Learner:
         )
         while (item := self._thread.call("publishing", next, items, None)) is not None:
             yield item
+            if isinstance(item, Bucket):
+                faults.reach("publish")
 
     def open_transport(self, *arguments: Any) -> None:
         """Open NCCL or CUDA IPC to the generators, with the arguments of `gpu_transport.GPUPublisher`."""
@@ -171,6 +177,7 @@ class Learner:
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint into `folder`."""
         self._thread.call("saving", self._ready.save, Path(folder))
+        faults.reach("save")
 
     def load(self, folder: str) -> None:
         """Restore from a checkpoint's learner folder."""

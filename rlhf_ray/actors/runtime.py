@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlhf_ray import faults
 from rlhf_ray.actors.environment import process_environment
 from rlhf_ray.config.common import ResourcesSection
 from rlhf_ray.errors import ConfigError, InfrastructureError
@@ -102,6 +103,7 @@ class ActorStarter:
     ) -> ray.actor.ActorHandle:
         """A handle to a new actor `<run>/<kind>/<index>` made of the plain class `cls`."""
         name = f"{self.run}/{kind}/{index}"
+        env_vars = process_environment(self.threads) | faults.actor_environment(f"{kind}/{index}")
         log = self.logs / f"{kind.replace('/', '-')}-{index}.log"
         options: dict[str, Any] = {
             "name": name,
@@ -109,7 +111,7 @@ class ActorStarter:
             "num_gpus": place.gpus,
             "max_concurrency": CONCURRENCY,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
-            "runtime_env": {"env_vars": process_environment(self.threads) | (environment or {})},
+            "runtime_env": {"env_vars": env_vars | (environment or {})},
         }
         self.actors[f"{kind}/{index}"] = actor = ray.remote(_logged(cls)).options(**options).remote(str(log), *args)
         return actor

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from rlhf_ray import schema
+from rlhf_ray import faults, schema
 from rlhf_ray.actors.thread import OwnedThread
 
 
@@ -57,5 +57,6 @@ class RolloutWriter:
         pq.write_table(
             pa.concat_tables(tables).sort_by([("prompt_id", "ascending"), ("sample_index", "ascending")]), aside
         )
+        faults.reach("write")
         aside.replace(path)
         return str(path)

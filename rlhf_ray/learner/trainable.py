@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from rlhf_ray import faults
 from rlhf_ray.algorithms.schedules import learning_rate_factor, warmup_steps
 from rlhf_ray.config.common import LearnerSection
 from rlhf_ray.errors import DataError
@@ -106,6 +107,7 @@ class Trainable:
                 "Look for NaN or infinite rewards in this iteration's rollouts; else lower learner.learning_rate or "
                 "use learner.dtype=float32, and resume from the last checkpoint."
             )
+        faults.reach("update")
         if finite:
             self.optimizer.step()
         self.discard()

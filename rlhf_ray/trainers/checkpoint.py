@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray import faults
+
 MANIFEST = "MANIFEST.json"
 
 
@@ -44,11 +46,13 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
         (aside / "learner").mkdir(parents=True)
         save_learner(aside / "learner")
+        faults.reach("checkpointing")
         (aside / "state.json").write_text(json.dumps(state, indent=1))
         _write_manifest(aside)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         _sync(self.folder)
+        faults.reach("checkpointed")
         for old in self._folders()[: -self.keep_last]:
             shutil.rmtree(old)
         return final

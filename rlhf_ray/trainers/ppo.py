@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rlhf_ray import faults
 from rlhf_ray.algorithms.kl import make_kl_controller
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.arithmetic import Arithmetic, ppo_arithmetic
@@ -160,12 +161,17 @@ class PPOTrainer(PolicyUse, StopRequests):
         for iteration in range(result.iterations, total):
             number, started, self._whole = iteration + 1, time.monotonic(), None
             callbacks.on_iteration_start(number)
+            faults.reach("draw")
             rollouts = self._collect(prompts, iteration, actors)
             callbacks.on_generation(number, rollouts)
+            faults.reach("rollouts")
             composed = rollouts.compose(config, self.normalizer, update=True)
             callbacks.on_reward(number, rollouts, composed)
+            faults.reach("composed")
             metrics = self._learn(rollouts, composed, iteration, actors)
+            faults.reach("trained")
             sync = actors.sync.publish(version=number, attempt=self._attempt)
+            faults.reach("published")
             callbacks.on_update(number, metrics)
             actors.write_rollouts(f"iteration-{number:06d}", rollouts, composed.total)
 
@@ -181,6 +187,7 @@ class PPOTrainer(PolicyUse, StopRequests):
             result.history.append(metrics)
             result.iterations = self._whole = number
             session.trackers.log(number, metrics)
+            faults.reach("tracked")
             callbacks.on_iteration_end(number, metrics)
 
             if _due(number, config.evaluation.every) and number < total and not self._stopping:

@@ -85,6 +85,10 @@ class RunFolder:
         return self.path / "rollouts"
 
     @property
+    def digests(self) -> Path:
+        return self.path / "digests"
+
+    @property
     def evaluations(self) -> Path:
         return self.path / "evaluations"
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ray import faults
 from rlhf_ray.actors.learner_group import LearnerRanks
 from rlhf_ray.config.base import Section
 from rlhf_ray.data.holdout import with_held_out
@@ -153,13 +154,16 @@ class SupervisedTrainer(StopRequests, ABC):
             advance(first)
             for step in range(first, total):
                 self.callbacks.on_iteration_start(step + 1)
+                faults.reach("draw")
                 started = time.monotonic()
                 metrics = learner.call(
                     f"step {step}", "step", draw(rows, per_step, step, config.run.seed, config.data.shuffle)
                 )
                 metrics["seconds/total"] = time.monotonic() - started
+                faults.reach("trained")
                 result.history.append(metrics)
                 session.trackers.log(step + 1, metrics)
+                faults.reach("tracked")
                 self.callbacks.on_iteration_end(step + 1, metrics)
                 stopping = session.stop.requested or self.stop_reason is not None
                 last = step + 1 == total or stopping

@@ -25,12 +25,12 @@ IN_FLIGHT = 3
 
 @dataclass(frozen=True)
 class SyncReport:
-    """A proven sync: `bytes` sent in `tensors` tensors, `seconds` from the first call to the last receipt."""
+    """A proven sync: `bytes` sent, `seconds` from the first call to the last receipt, {tensor: digest} of what was sent."""
 
     version: int
     seconds: float
     bytes: int
-    tensors: int
+    digests: dict[str, str]
 
 
 class WeightSync:
@@ -81,7 +81,7 @@ class WeightSync:
         else:
             sent, received = self._publish_buckets(version, attempt)
         self._audit(sent, received)
-        return SyncReport(version, time.perf_counter() - started, sent.nbytes, len(sent.digests))
+        return SyncReport(version, time.perf_counter() - started, sent.nbytes, sent.digests)
 
     def _publish_buckets(self, version: int, attempt: int) -> tuple[SentReceipt, list[dict[str, Any]]]:
         beginning = [generator.begin_update.remote(version, attempt) for generator in self.generators]
