@@ -8,9 +8,9 @@ by `rlhf-ray <stage> --config`.
 """
 
 import time
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 from rlhf_ray.config import PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.config.common import RunSection
@@ -20,6 +20,8 @@ from rlhf_ray.demo.prepare import DemoFiles, prepare
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.rlhf import RLHFResult, RLHFTrainer
 from rlhf_ray.trainers.run_folder import RunFolder
+
+C = TypeVar("C", SFTConfig, RewardModelConfig, PPOConfig)
 
 #: `--quick`: shows that everything runs, not that it learns.
 QUICK = {
@@ -58,17 +60,15 @@ def run_demo(
 
 
 def _config(files: DemoFiles, folder: Path, seed: int, quick: bool) -> RLHFConfig:
-    def of(stage: str, *places: str) -> tuple[Sequence[Path], Sequence[str]]:
+    def of(stage: str, config_class: type[C], data: Path, held_out: Path, *places: str) -> C:
         packaged = Path(str(resources.files("rlhf_ray.demo") / "configs" / f"{stage}.yaml"))
-        return [packaged], [f"run.seed={seed}", *places, *(QUICK[stage] if quick else [])]
+        overrides = [f"run.seed={seed}", f"data.path={data}", f"data.eval_path={held_out}", *places]
+        return load_config(config_class, [packaged], overrides + (QUICK[stage] if quick else []))
 
-    def data(path: Path, held_out: Path) -> list[str]:
-        return [f"data.path={path}", f"data.eval_path={held_out}"]
-
-    sft = of("sft", f"model.name={files.base}", *data(files.demonstrations, files.demonstrations_eval))
+    model = f"model.name={files.base}"
     return RLHFConfig(
         run=RunSection(root=str(folder.parent), name=folder.name),
-        sft=load_config(SFTConfig, *sft),
-        reward_model=load_config(RewardModelConfig, *of("reward", *data(files.preferences, files.preferences_eval))),
-        ppo=load_config(PPOConfig, *of("ppo", *data(files.prompts, files.prompts_eval))),
+        sft=of("sft", SFTConfig, files.demonstrations, files.demonstrations_eval, model),
+        reward_model=of("reward", RewardModelConfig, files.preferences, files.preferences_eval),
+        ppo=of("ppo", PPOConfig, files.prompts, files.prompts_eval),
     )
