@@ -25,7 +25,7 @@ IN_FLIGHT = 3
 
 @dataclass(frozen=True)
 class SyncReport:
-    """A proven sync: `bytes` sent, `seconds` from the first call to the last receipt, {tensor: digest} of what was sent."""
+    """A proven sync: `bytes` sent, {tensor: digest} of them, `seconds` from the first call to the last receipt."""
 
     version: int
     seconds: float
