@@ -1,7 +1,8 @@
 """The folder of a run: where everything that outlives the process is written.
 
 runs/<name>/  config.yaml  environment.json  metrics.jsonl  rollouts/  digests/  evaluations/  tensorboard/
-              checkpoints/  quarantine/  logs/  policy/ (the trained model, in Hugging Face format)  best/ (the best one, if kept)
+              checkpoints/  quarantine/  logs/  policy/ (the trained model, in Hugging Face format)
+              best/ (the best one, if kept)
 """
 
 import json
