@@ -98,7 +98,7 @@ class Rollouts:
         Computed in canonical order, so that no sum depends on which actor was faster. `update`: take these samples
         into the normalizer's moments.
         """
-        order = self._canonical_order()
+        order = self.canonical_order()
         place = np.argsort(order)  # arrival row -> canonical row
         columns = {name: values[order] for name, values in self.scores().items()}
         failed = {(int(place[row]), name): failure for (row, name), failure in self.failed().items()}
@@ -117,13 +117,13 @@ class Rollouts:
             "response_length": self.column("response_length"),
             "reward": rewards,
         }
-        order = self._canonical_order()
+        order = self.canonical_order()
         order = order[keep[order]]
         if not len(order):
             raise DataError("no sample of this iteration is left: every one was dropped by its reward's failure policy")
         return RolloutIndex(**{name: column[order] for name, column in columns.items()})
 
-    def _canonical_order(self) -> np.ndarray:
+    def canonical_order(self) -> np.ndarray:
         """Arrival rows sorted by (prompt_id, sample_index)."""
         return np.lexsort((self.column("sample_index"), self.column("prompt_id")))
 
