@@ -23,6 +23,10 @@ class DataError(RLHFRayError):
     exit_code = 2
 
 
+class BadUpdate(DataError):
+    """An optimiser step that was refused, raised where the learner is to go back to its last checkpoint."""
+
+
 class InfrastructureError(RLHFRayError):
     """An actor, node or deadline was lost: nothing is wrong with the run itself, and it may be resumed."""
 

@@ -34,7 +34,7 @@ EARLIER = "earlier"
 #: Keys, or beginnings of keys, that change nothing about what a stage makes.
 IRRELEVANT = (
     *("run.name", "run.root", "resources.", "tracking.", "checkpoint.every", "checkpoint.keep_last"),
-    *("data.memory_mib", "data.spill_folder", "show_samples", "evaluation.show_samples"),
+    *("data.memory_mib", "data.spill_folder", "guards.min_free_disk_mib", "show_samples", "evaluation.show_samples"),
 )
 #: How long a stage is. One that only became longer goes on from its last checkpoint.
 LENGTHS = {"sft.epochs", "reward.epochs", "dpo.epochs", "ppo.epochs", "ppo.iterations"}
