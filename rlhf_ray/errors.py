@@ -33,6 +33,22 @@ class InfrastructureError(RLHFRayError):
     exit_code = 3
 
 
+class ActorLost(InfrastructureError):
+    """An actor died, was killed because it hung, or its engine is gone: what it had in hand may be done by another."""
+
+
+class DeadlineError(InfrastructureError):
+    """An actor was silent for longer than it may be; it may hang for ever, as ranks do whose peer has died."""
+
+
+class PlacementLost(InfrastructureError):
+    """A node took reserved places along, and they did not come back by themselves: all actors have to be placed anew."""
+
+
+class ObjectLost(InfrastructureError):
+    """What an actor had sent is gone, with the node that held it: it has to be made again."""
+
+
 class AuditError(RLHFRayError):
     """A weight sync was not what the learner sent. The run stops rather than train on stale samples."""
 
