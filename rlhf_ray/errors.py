@@ -42,7 +42,7 @@ class DeadlineError(InfrastructureError):
 
 
 class PlacementLost(InfrastructureError):
-    """A node took reserved places along, and they did not come back by themselves: all actors have to be placed anew."""
+    """A node took reserved places along that did not come back by themselves: all actors have to be placed anew."""
 
 
 class ObjectLost(InfrastructureError):
