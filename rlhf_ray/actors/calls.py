@@ -6,21 +6,32 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from rlhf_ray.errors import InfrastructureError, RLHFRayError
+from rlhf_ray.errors import ActorLost, InfrastructureError, ObjectLost, RLHFRayError
 
 
 def result(ref: ray.ObjectRef, who: str) -> Any:
-    """The value behind a ready reference; this package's own errors as they were raised, a lost actor named."""
+    """The value behind a ready reference; this package's own errors as they were raised.
+
+    Raises:
+        ActorLost: the actor is gone.
+        ObjectLost: the value, or one that the call was given, is gone with its node.
+    """
     try:
         return ray.get(ref)
     except RayTaskError as error:
         if isinstance(error.cause, RLHFRayError):
             raise error.cause from error
+        if isinstance(error.cause, ObjectLostError):
+            raise ObjectLost(
+                f"{who} could not be given what another actor had sent: {_first_line(error.cause)}"
+            ) from error
         raise error.as_instanceof_cause() from error
-    except RayActorError as error:
-        raise InfrastructureError(
+    except ObjectLostError as error:
+        raise ObjectLost(f"what {who} had sent is lost: {_first_line(error)}") from error
+    except (RayActorError, NodeDiedError, OutOfMemoryError) as error:
+        raise ActorLost(
             f"{who} was lost: {cause_of_death(error)} Its log is in the run folder's logs/; --resume goes on from the "
             "last checkpoint."
         ) from error
@@ -57,13 +68,17 @@ def wait_all(
     return [values[ref] for ref in refs]
 
 
-def cause_of_death(error: RayActorError) -> str:
+def cause_of_death(error: RayError) -> str:
     """Why an actor is gone, in a sentence or two: what its constructor raised, or how its process ended."""
     lines = str(error).splitlines()
-    if error.actor_init_failed:  # a traceback, whose lines are indented, and then what was raised
+    if getattr(error, "actor_init_failed", False):  # a traceback, whose lines are indented, and then what was raised
         after = max((number for number, line in enumerate(lines) if line.startswith(" ")), default=0) + 1
         return "it could not start: " + "\n".join(lines[after:] or lines)
     return lines[-1].partition(" Some common causes")[0]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def find_lost(actors: Mapping[str, ActorHandle], timeout_s: float = 5.0) -> dict[str, str]:

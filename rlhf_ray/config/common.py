@@ -104,6 +104,11 @@ class ResourcesSection(Section):
     call_timeout_s: float = Field(
         1800, gt=0, description="Seconds until a call to an actor that is silent is an error."
     )
+    restarts: int = Field(
+        5, ge=0, description="Restarts of lost actors of one kind, within restart_window_s, before the run gives up."
+    )
+    restart_window_s: float = Field(3600, gt=0, description="Seconds after which a restart no longer counts.")
+    recovery_timeout_s: float = Field(1800, gt=0, description="Seconds to wait for capacity that was lost with a node.")
     ray_address: str | None = Field(None, description="Ray cluster to join; default: $RAY_ADDRESS, else a local Ray.")
 
 

@@ -16,11 +16,13 @@ from rlhf_ray.actors.learner import Learner
 from rlhf_ray.actors.learner_group import LearnerRanks
 from rlhf_ray.actors.placement import ActorNeed, Placement, place
 from rlhf_ray.actors.runtime import ActorStarter, Cluster, connect, disconnect
+from rlhf_ray.actors.supervision import Supervision
 from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.errors import InfrastructureError, RLHFRayError
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.tracking.tracker import Trackers, make_trackers
 from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints
+from rlhf_ray.trainers.failure_log import FAILURES_FILE, FailureLog
 from rlhf_ray.trainers.run_folder import RunFolder
 
 Config = SFTConfig | RewardModelConfig | DPOConfig | PPOConfig
@@ -34,6 +36,8 @@ class ActorSession:
     def __init__(self, config: Config, name: str, logs: Path) -> None:
         """`name` comes first in the actors' names; `logs` is the folder of their output."""
         self.config, self.name, self.logs = config, name, logs
+        self.failures = FailureLog()
+        self.supervision = Supervision(config.resources, self.failures)
 
     def __enter__(self) -> Self:
         with ExitStack() as ending:
@@ -84,6 +88,7 @@ class Session(ActorSession):
         self.console = console
         self.folder = RunFolder.open(resume) if resume else RunFolder.create(config.run, stage)
         super().__init__(config, self.folder.name, self.folder.logs)
+        self.failures.path, self.failures.console = self.folder.path / FAILURES_FILE, console
         self.checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint.keep_last)
         self.resumed: Checkpoint | None = self.checkpoints.latest(console.warn) if resume else None
         if resume and self.resumed is None:
