@@ -158,9 +158,15 @@ def _table(title: str, labels: tuple[str, ...], rows: Mapping[str, tuple[float, 
 
 def read_history(metrics_file: Path, iterations: int) -> list[dict[str, float]]:
     """The metrics of iterations 1 to `iterations` of a run's metrics.jsonl; what was not finite is NaN."""
-    history = []
+    return [metrics for step, metrics in read_metrics(metrics_file).items() if step <= iterations]
+
+
+def read_metrics(metrics_file: Path) -> dict[int, dict[str, float]]:
+    """Iteration -> its metrics, of a run's metrics.jsonl; what was not finite is NaN."""
+    found = {}
     for line in metrics_file.read_text(encoding="utf-8").splitlines():
         metrics = json.loads(line)
-        if metrics.pop("step") <= iterations and REWARD in metrics:
-            history.append({name: np.nan if value is None else value for name, value in metrics.items()})
-    return history
+        step = metrics.pop("step")
+        if REWARD in metrics:
+            found[step] = {name: np.nan if value is None else value for name, value in metrics.items()}
+    return found
