@@ -49,6 +49,10 @@ class ObjectLost(InfrastructureError):
     """What an actor had sent is gone, with the node that held it: it has to be made again."""
 
 
+class DiskFull(InfrastructureError):
+    """There is no room for what the run has to write."""
+
+
 class AuditError(RLHFRayError):
     """A weight sync was not what the learner sent. The run stops rather than train on stale samples."""
 

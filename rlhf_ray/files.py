@@ -1,0 +1,82 @@
+"""Files that outlive a crash: on disk before they count, whole or not there, a full disk told apart from other errors."""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from rlhf_ray.errors import DiskFull, InfrastructureError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """What a file holds: its length in bytes and its SHA-256."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "FileDigest":
+        with path.open("rb") as file:
+            return cls(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def sync(path: Path) -> None:
+    """Have the content of a file, or the names in a folder, on disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace `path` by a file of `text`, on disk when this returns; a crash leaves the old one or the new one."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    sync(aside)
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+@contextmanager
+def disk_errors(what: str, folder: Path) -> Iterator[None]:
+    """Raise errors of writing `what` into `folder` as this package's own.
+
+    Raises:
+        DiskFull: there is no room left, or no quota.
+        InfrastructureError: anything else that the file system refused.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = _code(error)
+        reason = f"cannot write {what} into {folder}: {os.strerror(code) if code else error}"
+        if code in FULL:
+            raise DiskFull(f"{reason} ({_free(folder)}); free space, or lower checkpoint.keep_last") from error
+        if code in FORBIDDEN:
+            raise InfrastructureError(f"{reason}; make it writable and resume the run") from error
+        raise InfrastructureError(f"{reason}; see to the disk and resume the run") from error
+
+
+def _code(error: Exception) -> int | None:
+    """The system's number of the error; safetensors, written in Rust, has it in the text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def _free(folder: Path) -> str:
+    return f"{shutil.disk_usage(folder).free // MIB:,} MiB left"
