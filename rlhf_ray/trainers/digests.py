@@ -12,14 +12,14 @@ from pathlib import Path
 
 import xxhash
 
+from rlhf_ray.files import write_whole
+
 
 def write_digests(folder: Path, version: int, tensors: Mapping[str, str]) -> None:
     """Store {tensor: digest} of weights `version` in the run's folder of digests, whole or not at all."""
     folder.mkdir(exist_ok=True)
-    path = _file(folder, version)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps({"weights": combined(tensors), "tensors": dict(tensors)}, indent=1), encoding="utf-8")
-    aside.replace(path)
+    content = {"weights": combined(tensors), "tensors": dict(tensors)}
+    write_whole(_file(folder, version), json.dumps(content, indent=1))
 
 
 def read_digests(folder: Path, version: int) -> dict[str, str] | None:
