@@ -4,7 +4,8 @@
 
 Actors and driver call `reach(phase)` at the moments named in PHASES. Without the environment variable that is one look
 at the environment; with it, the n-th call in a process (`after`) carries out what the plan says for this actor. Counts
-start anew with the process, so a fault without `once` meets every successor of the actor that it ended.
+start anew with the process, so a fault without `once` meets every successor of the actor that it ended. `when` lets
+whoever watches the run choose the iteration: it creates the file then.
 """
 
 import json
@@ -46,6 +47,7 @@ class Fault(BaseModel):
     phase: str
     action: Literal["kill", "hang", "delay", "raise", "memory"]
     after: int = Field(default=1, ge=1, description="the n-th time that the process reaches the phase")
+    when: Path | None = Field(default=None, description="file: the process counts only once it exists")
     seconds: float = Field(default=FOREVER_S, gt=0, description="of hang and delay")
     once: Path | None = Field(default=None, description="marker file: created when the fault fires, never fires again")
 
@@ -73,22 +75,21 @@ class Fault(BaseModel):
 
 
 class Injector:
-    """The faults that a plan has for one actor, and how often this process has reached each phase."""
+    """The faults that a plan has for one actor, and how often this process has come to each of them."""
 
     def __init__(self, faults: list[Fault], actor: str) -> None:
         self.actor, self._faults = actor, [fault for fault in faults if fnmatchcase(actor, fault.actor)]
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[Fault] = Counter()
         self._lock = threading.Lock()
 
     def reach(self, phase: str) -> None:
         with self._lock:
-            self._counts[phase] += 1
-            count = self._counts[phase]
-            due = (f for f in self._faults if f.phase == phase and f.after == count)
-            fault = next((f for f in due if f.claim()), None)
-        if fault is not None:
-            print(f"injected fault: {fault.action} {self.actor} at {phase} ({count})", file=sys.stderr, flush=True)
-            fault.carry_out()
+            here = [f for f in self._faults if f.phase == phase and (f.when is None or f.when.exists())]
+            self._counts.update(here)
+            due = next((f for f in here if self._counts[f] == f.after and f.claim()), None)
+        if due is not None:
+            print(f"injected fault: {due.action} {self.actor} at {phase} ({due.after})", file=sys.stderr, flush=True)
+            due.carry_out()
 
 
 def reach(phase: str) -> None:

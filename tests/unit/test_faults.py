@@ -84,6 +84,13 @@ def test_once_means_no_successor_meets_it_again(plan: Any, tmp_path: Path) -> No
     assert (tmp_path / "fired").exists()
 
 
+def test_a_fault_may_wait_for_a_file(plan: Any, tmp_path: Path) -> None:
+    plan({"actor": "learner/0", "phase": "update", "after": 2, "when": str(tmp_path / "iteration-3")})
+    assert fired("update", 3) == []
+    (tmp_path / "iteration-3").touch()
+    assert fired("update", 3) == [2]
+
+
 def test_of_two_faults_at_one_visit_the_second_waits_for_the_first(plan: Any, tmp_path: Path) -> None:
     """A successor counts anew, so that equal counts make one death per life."""
     killed = [{"actor": "learner/0", "phase": "load", "once": str(tmp_path / name)} for name in ("one", "two")]
