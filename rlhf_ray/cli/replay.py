@@ -38,10 +38,10 @@ def replay(
     replay lies in `replays` beside it. Exit code 0: the same, 1: it differs.
     """
     from rlhf_ray.tracking.console import Console
-    from rlhf_ray.trainers.replay import replay
+    from rlhf_ray.trainers.replay import replay_iteration
 
     console = Console()
-    report = replay(run, iteration, source, overrides, console)
+    report = replay_iteration(run, iteration, source, overrides, console)
     report.show(console)
     if file is not None:
         file.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")

@@ -46,7 +46,7 @@ SETTINGS = (
 )
 
 
-def replay(
+def replay_iteration(
     run: str | Path,
     iteration: int,
     source: Source = "rollouts",

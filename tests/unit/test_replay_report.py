@@ -2,13 +2,17 @@
 
 import io
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from rlhf_ray.cli.main import main
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.digests import combined, read_digests, write_digests
 from rlhf_ray.trainers.replay_report import NOT_RECORDED, TAKEN, Part, ReplayReport, compare_iteration, compare_samples
@@ -194,6 +198,23 @@ def test_the_console_shows_every_part_and_what_to_expect(runs: tuple[RunFolder, 
     assert ("run.exact=false" in text) is not exact
     for name in ("weights before", "tokens", TAKEN, "weights after", "verdict"):
         assert name in text
+
+
+@pytest.mark.parametrize(("loss", "code"), [(0.25, 0), (0.5, 1)])
+def test_the_command_tells_by_its_exit_code_and_in_json(
+    runs: tuple[RunFolder, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: float, code: int
+) -> None:
+    write_metrics(runs[1], METRICS | {"loss/policy": loss})
+    asked: list[tuple[Any, ...]] = []
+    module = types.ModuleType("rlhf_ray.trainers.replay")
+    module.replay_iteration = lambda *given: asked.append(given) or report(runs)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "rlhf_ray.trainers.replay", module)
+    file = tmp_path / "report.json"
+    command = ["replay", "runs/a", "--iteration", "3", "--from", "prompts", "--json", str(file), "learner.ranks=2"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == code, done.output
+    assert json.loads(file.read_text())["same"] is (code == 0)
+    assert asked[0][:4] == (Path("runs/a"), 3, "prompts", ("learner.ranks=2",))
 
 
 def test_digests_are_kept_per_version_and_written_again(tmp_path: Path) -> None:
