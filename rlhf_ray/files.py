@@ -79,4 +79,6 @@ def _code(error: Exception) -> int | None:
 
 
 def _free(folder: Path) -> str:
+    while not folder.exists():
+        folder = folder.parent
     return f"{shutil.disk_usage(folder).free // MIB:,} MiB left"

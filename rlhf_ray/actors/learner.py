@@ -12,6 +12,7 @@ import torch
 from rlhf_ray import faults
 from rlhf_ray.actors.thread import OwnedThread
 from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.files import FileDigest
 from rlhf_ray.learner.dpo import DPOObjective
 from rlhf_ray.learner.experience import RolloutIndex
 from rlhf_ray.learner.group import LearnerGroup
@@ -174,10 +175,15 @@ class Learner:
         )
         return result
 
-    def save(self, folder: str) -> None:
-        """Write this rank's part of a checkpoint into `folder`."""
-        self._thread.call("saving", self._ready.save, Path(folder))
-        faults.reach("save")
+    def snapshot(self) -> None:
+        """Copy this rank's state for a checkpoint; `save` writes it while training goes on."""
+        self._thread.call("copying its state", self._ready.snapshot)
+
+    def save(self, folder: str, from_snapshot: bool) -> dict[str, FileDigest]:
+        """Write this rank's part of a checkpoint into `folder`: the last snapshot, or the state as it is."""
+        if from_snapshot:
+            return self._ready.save_snapshot(Path(folder))
+        return self._thread.call("saving", self._ready.save, Path(folder))
 
     def load(self, folder: str) -> None:
         """Restore from a checkpoint's learner folder."""

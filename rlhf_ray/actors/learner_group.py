@@ -8,6 +8,7 @@ from ray.actor import ActorHandle
 
 from rlhf_ray.actors.calls import call_all, wait_all
 from rlhf_ray.config.common import ResourcesSection
+from rlhf_ray.files import FileDigest
 
 
 class LearnerRanks:
@@ -39,8 +40,14 @@ class LearnerRanks:
         deadline_s = self._resources.start_timeout_s
         return dict(wait_all(joining, self.actors, "learner", "loading the model", deadline_s=deadline_s)[0])
 
-    def save(self, folder: Path) -> None:
-        self.call("saving a checkpoint", "save", str(folder))
+    def snapshot(self) -> None:
+        """Have every rank copy its state for a checkpoint."""
+        self.call("copying its state", "snapshot")
+
+    def save(self, folder: Path, from_snapshot: bool = False) -> list[dict[str, FileDigest]]:
+        """Write a checkpoint's shards, of the last snapshot or of the state as it is; each rank's files, by name."""
+        what, deadline_s = "saving a checkpoint", self._resources.call_timeout_s
+        return call_all(self.actors, "learner", what, "save", str(folder), from_snapshot, deadline_s=deadline_s)
 
     def load(self, folder: Path) -> None:
         self.call("loading a checkpoint", "load", str(folder))

@@ -115,7 +115,16 @@ class ResourcesSection(Section):
 class CheckpointSection(Section):
     every: int = Field(0, ge=0, description="Checkpoint every so many iterations (PPO) or steps; 0: at the end only.")
     keep_last: int = Field(2, ge=1, description="How many checkpoints to keep.")
-    best: bool = Field(False, description="Keep the policy of the best evaluation (or mean reward) as `best/` too.")
+    best: bool = Field(
+        False,
+        description="Keep the best policy as `best/` too (PPO), and the checkpoint with the best evaluation (PPO "
+        "without regular ones: mean reward).",
+    )
+    asynchronous: bool = Field(
+        True,
+        description="Write beside the training, from a copy of the learner's state in host memory; false: training "
+        "waits, and there is no copy.",
+    )
 
 
 class TrackingSection(Section):

@@ -18,6 +18,7 @@ from rlhf_ray.config.common import ModelSection
 from rlhf_ray.config.ppo import CriticSection
 from rlhf_ray.data.templates import NAMED
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.files import FileDigest
 from rlhf_ray.hub import load_tokenizer
 from rlhf_ray.learner.dpo import DPOObjective, load_reference
 from rlhf_ray.learner.export import save_model
@@ -25,7 +26,8 @@ from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.learner.pairwise import PairwiseObjective
 from rlhf_ray.learner.ppo import PPOObjective
 from rlhf_ray.learner.sft import SFTObjective
-from rlhf_ray.learner.shards import load_rank, save_rank
+from rlhf_ray.learner.shards import Shard, load_rank
+from rlhf_ray.learner.snapshot import HostCopy
 from rlhf_ray.learner.trainable import Trainable
 from rlhf_ray.models.heads import drop_inputs, last_layer, small_start
 from rlhf_ray.models.load import is_scalar, load_causal_lm, load_scalar_lm, resolve_dtype
@@ -51,6 +53,7 @@ class LearnerRank:
             self.tokenizer.chat_template = NAMED[config.data.chat_template]
         self.trainables: dict[str, Trainable] = {}
         self.model = self._build()
+        self._host_copy = HostCopy()
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -156,9 +159,17 @@ class LearnerRank:
             return iter(adapter_tensors(self.model).items())
         return merged_tensors(self.model)
 
-    def save(self, folder: Path) -> None:
-        """This rank's part of a checkpoint."""
-        save_rank(folder, self.trainables, self.group)
+    def snapshot(self) -> None:
+        """Copy this rank's state, for `save_snapshot`."""
+        self._snapshot = self._host_copy.take(Shard.of(self.trainables, self.group))
+
+    def save_snapshot(self, folder: Path) -> dict[str, FileDigest]:
+        """The last snapshot as this rank's part of a checkpoint; on any thread, while training goes on."""
+        return self._snapshot.save(folder)
+
+    def save(self, folder: Path) -> dict[str, FileDigest]:
+        """This rank's part of a checkpoint, of the state as it is now."""
+        return Shard.of(self.trainables, self.group).save(folder)
 
     def load(self, folder: Path) -> None:
         load_rank(folder, self.trainables, self.group)

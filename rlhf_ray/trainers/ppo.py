@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from rlhf_ray import faults
@@ -24,7 +25,7 @@ from rlhf_ray.algorithms.kl import make_kl_controller
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.arithmetic import Arithmetic, ppo_arithmetic
 from rlhf_ray.data.holdout import with_held_out
-from rlhf_ray.data.order import draw
+from rlhf_ray.data.order import cursor, draw, moved
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.errors import ConfigError
@@ -138,6 +139,7 @@ class PPOTrainer(PolicyUse, StopRequests):
     def _run(self, prompts: pa.Table, actors: PPOActors) -> PPOResult:
         """Start, iterate, save, compare; what goes wrong is told to the callbacks."""
         try:
+            self._prompts, self._metric = len(prompts), None
             first, self._attempt = self._restore(actors)
             actors.sync.publish(version=first, attempt=self._attempt)
             result = PPOResult(self.folder.policy, self.folder.path, first)
@@ -194,7 +196,10 @@ class PPOTrainer(PolicyUse, StopRequests):
                 result.after = self._evaluate_held_out("evaluating", number)
             last = number == total or self._stopping
             if last or _due(number, config.checkpoint.every):
+                self._metric = self._checkpoint_metric(result)
                 self._checkpoint(number)
+            for path in session.checkpoints.poll():
+                callbacks.on_checkpoint(path)
             if last:
                 break
 
@@ -204,6 +209,8 @@ class PPOTrainer(PolicyUse, StopRequests):
             result.stopped_because = self.stop_reason or INTERRUPTED
         with self.console.progress("saving the policy"):
             self.export_policy(self.folder.policy)
+        for path in self.session.checkpoints.finish():
+            self.callbacks.on_checkpoint(path)
         if self._evaluated_after != result.iterations:
             result.after = self._evaluate_held_out("evaluating the end", result.iterations)
         actors.finish_writing()
@@ -283,17 +290,36 @@ class PPOTrainer(PolicyUse, StopRequests):
         self.kl.load_state_dict(resumed.state["kl"])
         self.normalizer.load_state_dict(resumed.state.get("normalizer", {}))
         self.callbacks.load_state_dict(resumed.state.get("callbacks", {}))
+        if "data" in resumed.state and (why := moved(resumed.state["data"], self._cursor(resumed.step))):
+            self.console.warn(why)
         self.console.note(f"resuming after iteration {resumed.step}")
         return resumed.step, resumed.state["attempt"] + 1
 
     def _checkpoint(self, iterations: int) -> None:
-        self.callbacks.on_checkpoint(self._write_checkpoint(iterations))
+        """Begin a checkpoint; what it is to follow on disk is there first."""
+        self._running().finish_writing()
+        self._write_checkpoint(iterations)
 
-    def _write_checkpoint(self, iterations: int) -> Path:
-        state = {"attempt": self._attempt, "kl": self.kl.state_dict(), "normalizer": self.normalizer.state_dict()}
-        state["callbacks"] = self.callbacks.state_dict()
-        with self.console.progress("checkpoint"):
-            return self.session.checkpoints.write(iterations, state, self._running().learner.save)
+    def _write_checkpoint(self, iterations: int) -> None:
+        state = {
+            "attempt": self._attempt,
+            "kl": self.kl.state_dict(),
+            "normalizer": self.normalizer.state_dict(),
+            "callbacks": self.callbacks.state_dict(),
+            "data": self._cursor(iterations),
+        }
+        self.session.write_checkpoint(iterations, state, self._running().learner, self._metric)
+
+    def _checkpoint_metric(self, result: PPOResult) -> float | None:
+        """By what checkpoints are compared: the held-out reward where that is measured regularly, else the samples'."""
+        if not self.config.evaluation.every or self._held_out is None:
+            return result.history[-1]["reward/mean"]
+        if self._evaluated_after != result.iterations or result.after is None:
+            return None
+        return float(np.nanmean(result.after.reward))
+
+    def _cursor(self, iterations: int) -> dict[str, int]:
+        return cursor(self._prompts, self.config.ppo.prompts_per_iteration, iterations)
 
     def export_policy(self, folder: Path) -> None:
         """Save the policy that the learner of the run holds now as a Hugging Face folder."""
@@ -305,6 +331,7 @@ class PPOTrainer(PolicyUse, StopRequests):
         self.export_policy(self.folder.policy)
         if self._whole:
             self._write_checkpoint(self._whole)
+        self.session.checkpoints.settle()
 
     def _running(self) -> PPOActors:
         if self.actors is None:

@@ -20,12 +20,14 @@ from rlhf_ray.actors.supervision import Supervision
 from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.errors import InfrastructureError, RLHFRayError
 from rlhf_ray.tracking.console import Console
-from rlhf_ray.tracking.tracker import Trackers, make_trackers
+from rlhf_ray.tracking.tracker import Trackers, make_trackers, restore_tracker_ids, tracker_ids
 from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints
 from rlhf_ray.trainers.failure_log import FAILURES_FILE, FailureLog
 from rlhf_ray.trainers.run_folder import RunFolder
 
 Config = SFTConfig | RewardModelConfig | DPOConfig | PPOConfig
+#: How long a run that ends waits for the checkpoint that is being written.
+SETTLE_S = 60.0
 
 
 class ActorSession:
@@ -89,8 +91,8 @@ class Session(ActorSession):
         self.folder = RunFolder.open(resume) if resume else RunFolder.create(config.run, stage)
         super().__init__(config, self.folder.name, self.folder.logs)
         self.failures.path, self.failures.console = self.folder.path / FAILURES_FILE, console
-        self.checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint.keep_last)
-        self.resumed: Checkpoint | None = self.checkpoints.latest(console.warn) if resume else None
+        self.checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint, console.warn)
+        self.resumed: Checkpoint | None = self.checkpoints.latest() if resume else None
         if resume and self.resumed is None:
             console.warn(f"{self.folder.path} holds no complete checkpoint: starting from the beginning")
         self.started = time.monotonic()
@@ -99,6 +101,8 @@ class Session(ActorSession):
     def _open(self, ending: ExitStack) -> None:
         config, resume_step = self.config, self.resumed.step if self.resumed else None
         self.folder.write_start(config)
+        if self.resumed:
+            restore_tracker_ids(self.folder.path, self.resumed.state.get("trackers", {}))
         self.trackers: Trackers = make_trackers(
             config.tracking, self.folder.path, config, resume_step, self.console.warn
         )
@@ -106,6 +110,19 @@ class Session(ActorSession):
         super()._open(ending)
         self.stop.install()
         ending.callback(self.stop.uninstall)
+
+    def reserve(self, needs: Sequence[ActorNeed]) -> Placement:
+        placement = super().reserve(needs)
+        self._ending.callback(self.checkpoints.settle, SETTLE_S)  # before the ranks that write it end
+        return placement
+
+    def write_checkpoint(
+        self, step: int, state: dict[str, Any], learner: LearnerRanks, metric: float | None = None
+    ) -> None:
+        """`Checkpoints.write`, with the state that is the session's own."""
+        state = state | {"trackers": tracker_ids(self.folder.path)}
+        with self.console.progress("checkpoint"):
+            self.checkpoints.write(step, state, learner, metric)
 
     def _advice(self) -> str:
         return f"{super()._advice()} --resume {self.folder.path} goes on from the last checkpoint."

@@ -19,7 +19,7 @@ from rlhf_ray import faults
 from rlhf_ray.actors.learner_group import LearnerRanks
 from rlhf_ray.config.base import Section
 from rlhf_ray.data.holdout import with_held_out
-from rlhf_ray.data.order import draw
+from rlhf_ray.data.order import cursor, draw, moved
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.hub import check_model, load_tokenizer
 from rlhf_ray.tracking.console import Console
@@ -145,8 +145,11 @@ class SupervisedTrainer(StopRequests, ABC):
         first, result = 0, StageResult(session.folder.policy, session.folder.path, total)
         if session.resumed:
             learner.load(session.resumed.learner)
-            first, result.before = session.resumed.step, session.resumed.state["before"]
-            self.callbacks.load_state_dict(session.resumed.state.get("callbacks", {}))
+            first, state = session.resumed.step, session.resumed.state
+            result.before, result.after = state["before"], state.get("after")
+            self.callbacks.load_state_dict(state.get("callbacks", {}))
+            if "data" in state and (why := moved(state["data"], cursor(rows, per_step, first))):
+                console.warn(why)
         elif evaluate:
             result.before = self._evaluate(session, learner, 0)
         self.callbacks.on_train_start(self)
@@ -171,11 +174,15 @@ class SupervisedTrainer(StopRequests, ABC):
                 advance(1, "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
                 if last:
                     console.step(step + 1, total, shown)
+                metric = None
                 if evaluate and (last or (self.eval_every() and (step + 1) % self.eval_every() == 0)):
                     result.after = self._evaluate(session, learner, step + 1)
+                    metric = -result.after["eval/loss"]
                 if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
-                    state = {"before": result.before, "callbacks": self.callbacks.state_dict()}
-                    path = session.checkpoints.write(step + 1, state, learner.save)
+                    state = {"before": result.before, "after": result.after, "callbacks": self.callbacks.state_dict()}
+                    state["data"] = cursor(rows, per_step, step + 1)
+                    session.write_checkpoint(step + 1, state, learner, metric)
+                for path in session.checkpoints.poll():
                     self.callbacks.on_checkpoint(path)
                 if stopping:
                     result.steps, result.interrupted = step + 1, session.stop.requested
@@ -183,6 +190,8 @@ class SupervisedTrainer(StopRequests, ABC):
                     break
         with console.progress("exporting the model"):
             self.export(learner, session.folder.policy)
+        for path in session.checkpoints.finish():
+            self.callbacks.on_checkpoint(path)
         self.callbacks.on_train_end(result)
         return result
 

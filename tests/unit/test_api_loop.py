@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rlhf_ray.config.common import CheckpointSection
 from rlhf_ray.config.rewards import FunctionRewardSection
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.files import FileDigest
 from rlhf_ray.learner.experience import RolloutIndex
 from rlhf_ray.schema import PROMPTS
 from rlhf_ray.tracking.console import Console
@@ -60,8 +62,12 @@ class FakeActors:
 
     def finish_writing(self) -> None: ...
 
-    def save(self, folder: Path) -> None:
-        (folder / "weights").write_text(str(self.trained))
+    def snapshot(self) -> None:
+        self.copied = self.trained
+
+    def save(self, folder: Path, from_snapshot: bool) -> list[dict[str, FileDigest]]:
+        (folder / "weights").write_text(str(self.copied if from_snapshot else self.trained))
+        return [{"weights": FileDigest.of(folder / "weights")}]
 
     def load(self, folder: Path) -> None:
         self.trained = int((folder / "weights").read_text())
@@ -94,8 +100,9 @@ class FakeSession:
 
     def __init__(self, folder: Path) -> None:
         self.trackers, self.stop = self, SimpleNamespace(requested=False)
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep_last=9)
-        self.resumed = self.checkpoints.latest(lambda problem: None)
+        self.checkpoints = Checkpoints(folder / "checkpoints", CheckpointSection(keep_last=9), lambda problem: None)
+        self.write_checkpoint = self.checkpoints.write
+        self.resumed = self.checkpoints.latest()
         self.file = folder / "metrics.jsonl"
         self.file.touch()
 
