@@ -16,7 +16,9 @@ from rlhf_ray.algorithms.preference import PreferenceLoss, Responses, preference
 from rlhf_ray.config.dpo import DPOConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.group import LearnerGroup, Sums
+from rlhf_ray.learner.guards import Origin
 from rlhf_ray.learner.plan import microbatches
+from rlhf_ray.learner.quarantine import table_rows
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
 from rlhf_ray.models.batching import TokenBatch
@@ -42,7 +44,7 @@ class DPOObjective:
         group: LearnerGroup,
     ) -> None:
         """`reference` is a network of its own, or None where the policy itself is where the reference comes from."""
-        self.policy, self.reference, self.config, self.group = policy, reference, config, group
+        self.policy, self.reference, self.config, self.group, self._table = policy, reference, config, group, table
         self.train, self.held_out = _Pairs(table), _Pairs(eval_table) if eval_table is not None else None
 
     # -- the reference -------------------------------------------------------------------------------------------------
@@ -74,15 +76,14 @@ class DPOObjective:
         sums = Sums()
         for loss in self._losses(self.train, rows, sums):
             self.policy.backward(loss.loss_sum / len(rows))
-        stats = self.policy.step()
+        stats = self.policy.step(Origin(self.policy.steps + 1, 1, lambda: table_rows(self._table, rows, self.group)))
         means = {name: total / len(rows) for name, total in sums.over(self.group).items()}
         return {
             "loss/dpo": means["loss"],
             **{f"rewards/{name}": value for name, value in _rewards(means).items()},
             "logps/chosen": means["chosen_logprob"],
             "logps/rejected": means["rejected_logprob"],
-            "policy/grad_norm": stats.grad_norm,
-            "policy/learning_rate": stats.learning_rate,
+            **stats.metrics(),
         }
 
     def evaluate(self) -> dict[str, float]:

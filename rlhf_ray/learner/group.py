@@ -1,11 +1,14 @@
 """The process group of the learner ranks, and global sums over it."""
 
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+T = TypeVar("T")
 
 
 class LearnerGroup:
@@ -43,6 +46,14 @@ class LearnerGroup:
         if self.size > 1:
             dist.all_reduce(summed)
         return summed.to(values.device)
+
+    def share(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on every rank. Pickled: for what is rare, not for bulk."""
+        if self.size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return cast(list[T], values)
 
     def close(self) -> None:
         if dist.is_initialized():

@@ -11,7 +11,9 @@ from rlhf_ray.algorithms.bradley_terry import calibration_error, calibration_his
 from rlhf_ray.algorithms.masked import Moments
 from rlhf_ray.config.reward_model import RewardModelSection
 from rlhf_ray.learner.group import LearnerGroup, Sums
+from rlhf_ray.learner.guards import Origin
 from rlhf_ray.learner.plan import microbatches
+from rlhf_ray.learner.quarantine import table_rows
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
 from rlhf_ray.models.batching import TokenBatch
@@ -28,7 +30,7 @@ class PairwiseObjective:
         eval_table: pa.Table | None,
         group: LearnerGroup,
     ) -> None:
-        self.reward, self.section, self.group = reward, section, group
+        self.reward, self.section, self.group, self._table = reward, section, group, table
         self.train, self.held_out = _Pairs(table), _Pairs(eval_table) if eval_table is not None else None
         self._margins = _margins(section.margin, table)
 
@@ -40,14 +42,13 @@ class PairwiseObjective:
             loss = pairwise_loss(chosen, rejected, margins, section.label_smoothing, section.center_coef)
             self.reward.backward(loss.loss_sum / len(rows))
             sums.add(loss=loss.loss_sum, correct=loss.correct, margin=loss.margin_sum)
-        stats = self.reward.step()
+        stats = self.reward.step(Origin(self.reward.steps + 1, 1, lambda: table_rows(self._table, rows, self.group)))
         total = sums.over(self.group)
         return {
             "loss/pairwise": total["loss"] / len(rows),
             "reward/accuracy": total["correct"] / len(rows),
             "reward/margin": total["margin"] / len(rows),
-            "policy/grad_norm": stats.grad_norm,
-            "policy/learning_rate": stats.learning_rate,
+            **stats.metrics(),
         }
 
     def evaluate(self) -> dict[str, float]:

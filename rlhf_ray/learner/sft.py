@@ -9,8 +9,10 @@ import torch
 from rlhf_ray.algorithms.losses import sft_loss
 from rlhf_ray.config.sft import LossOn, SFTConfig
 from rlhf_ray.learner.group import LearnerGroup, Sums
+from rlhf_ray.learner.guards import Origin
 from rlhf_ray.learner.packing import Row, check_packing, packed_microbatches
 from rlhf_ray.learner.plan import microbatches
+from rlhf_ray.learner.quarantine import table_rows
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
 from rlhf_ray.models.batching import TokenBatch
@@ -24,7 +26,7 @@ class SFTObjective:
         self, policy: Trainable, config: SFTConfig, table: pa.Table, eval_table: pa.Table | None, group: LearnerGroup
     ) -> None:
         """Raises ConfigError when packed documents would see each other in this model; every rank calls."""
-        self.policy, self.group, self.packing = policy, group, config.sft.packing
+        self.policy, self.group, self.packing, self._table = policy, group, config.sft.packing, table
         self._one_row = config.model.attn_implementation == "flash_attention_2"
         self.train, self.held_out = _Rows(table, config.sft.loss_on), None
         if eval_table is not None:
@@ -41,14 +43,13 @@ class SFTObjective:
             loss = sft_loss(batch.pad(output.logprobs), batch.mask)
             self.policy.backward(loss / tokens)
             sums.add(loss=loss, correct=output.likeliest.sum())
-        stats = self.policy.step()
+        stats = self.policy.step(Origin(self.policy.steps + 1, 1, lambda: table_rows(self._table, rows, self.group)))
         total = sums.over(self.group)
         return {
             "loss/sft": total["loss"] / tokens,
             "sft/token_accuracy": total["correct"] / tokens,
-            "policy/grad_norm": stats.grad_norm,
-            "policy/learning_rate": stats.learning_rate,
             "tokens": tokens,
+            **stats.metrics(),
         }
 
     def evaluate(self) -> dict[str, float]:
