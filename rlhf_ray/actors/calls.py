@@ -77,6 +77,24 @@ def cause_of_death(error: RayError) -> str:
     return lines[-1].partition(" Some common causes")[0]
 
 
+def cause_of_loss(error: ActorLost) -> str:
+    """Why, without the name and the advice that `result` adds."""
+    cause = error.__cause__
+    return cause_of_death(cause) if isinstance(cause, RayError) and not isinstance(cause, RayTaskError) else str(error)
+
+
+def wait_ready(items: Sequence[Any], timeout_s: float) -> list[Any]:
+    """One of some references and streams as soon as it is ready, or all that are with a timeout of 0.
+
+    With nothing to wait for, it waits all the same: for what time alone changes.
+    """
+    if not items:
+        time.sleep(timeout_s)
+        return []
+    ready, _ = ray.wait(list(items), num_returns=1 if timeout_s else len(items), timeout=timeout_s, fetch_local=False)
+    return ready
+
+
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 

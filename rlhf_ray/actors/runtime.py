@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,8 @@ class ActorStarter:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
             "runtime_env": {"env_vars": env_vars | (environment or {})},
         }
+        if f"{kind}/{index}" in self.actors:
+            self._await_names([f"{kind}/{index}"])
         self.actors[f"{kind}/{index}"] = actor = ray.remote(_logged(cls)).options(**options).remote(str(log), *args)
         return actor
 
@@ -123,8 +126,12 @@ class ActorStarter:
         """
         for actor in self.actors.values():
             ray.kill(actor)
+        self._await_names(self.actors, timeout_s)
+
+    def _await_names(self, actors: Iterable[str], timeout_s: float = 20.0) -> None:
+        """Wait for the names of killed actors to be free."""
         deadline = time.monotonic() + timeout_s
-        while any(map(self._name_taken, self.actors)) and time.monotonic() < deadline:
+        while any(map(self._name_taken, actors)) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def _name_taken(self, actor: str) -> bool:

@@ -15,7 +15,7 @@ from rlhf_ray.rewards.failure import RewardFailure
 from rlhf_ray.rewards.normalise import RewardNormalizer
 from rlhf_ray.schema import REWARD_PREFIX
 from rlhf_ray.tracking.console import Console, Sample
-from rlhf_ray.trainers.rollouts import RolloutCollector
+from rlhf_ray.trainers.collector import RolloutCollector
 
 if TYPE_CHECKING:
     import pandas

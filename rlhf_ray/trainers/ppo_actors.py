@@ -129,7 +129,7 @@ class PPOActors(RolloutActors):
         self.learner = session.start_learner()
         engine_dtype = self._engine_dtype()
         joining = self.learner.begin_join(total_steps)
-        self._start_rollout_actors(engine_dtype, self.sync_section)
+        self._start_rollout_actors(engine_dtype, self.sync_section, published=True)
         self.reference = self._reference_pool(engine_dtype) if config.kl.coef > 0 else None
         self._wait_until_ready(progress)
         self.learner.finish_join(joining)
@@ -156,14 +156,14 @@ class PPOActors(RolloutActors):
         def start(index: int) -> ActorHandle:
             return self.session.start("reference", index, Reference, *arguments)
 
-        deadline_s = config.resources.call_timeout_s
-        return ActorPool("reference", start, section.replicas, "logprobs", returns=2, deadline_s=deadline_s)
+        supervision = self.session.supervision
+        return ActorPool("reference", start, section.replicas, "logprobs", returns=2, supervision=supervision)
 
     def _weight_sync(self, engine_dtype: str) -> WeightSync:
         deadline_s = self.config.resources.call_timeout_s
-        sync = WeightSync(self.learner.actors, self.generators, self.sync_section, engine_dtype, deadline_s)
+        sync = WeightSync(self.learner.actors, self.generators.replicas, self.sync_section, engine_dtype, deadline_s)
         if self.sync_section.transport != "object_store":
-            sync.connect(self.learner.address(), self.config.generation.tensor_parallel_size)
+            sync.connect(self.learner.address, self.config.generation.tensor_parallel_size)
         return sync
 
     # -- start-up ----------------------------------------------------------------------------------------------------
