@@ -20,7 +20,7 @@ from rlhf_ray.errors import DataError
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.callbacks import Callback, Callbacks
 from rlhf_ray.trainers.callbacks_builtin.console_report import ConsoleReport
-from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints
+from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints, Sharded
 from rlhf_ray.trainers.ppo import PPOTrainer
 from rlhf_ray.trainers.ppo_actors import PPOActors
 from rlhf_ray.trainers.recorded import recorded_rollouts
@@ -84,7 +84,7 @@ def _check_recorded(run: RunFolder, iteration: int) -> None:
 
 
 class RecordedCheckpoints(Checkpoints):
-    """The checkpoints of the run that is replayed, up to a step; nothing is ever written among them."""
+    """The checkpoints of the run that is replayed, up to step `last`, to be read only."""
 
     def __init__(self, run: RunFolder, last: int, config: PPOConfig, console: Console) -> None:
         super().__init__(run.checkpoints, config.checkpoint, console.warn)
@@ -92,6 +92,9 @@ class RecordedCheckpoints(Checkpoints):
 
     def latest(self, up_to: int | None = None) -> Checkpoint | None:
         return super().latest(self._last)
+
+    def write(self, step: int, state: dict[str, Any], learner: Sharded, metric: float | None = None) -> None:
+        """Nothing: nobody goes on from a replay, and the folder is another run's."""
 
 
 class ReplayTrainer(PPOTrainer):
@@ -109,9 +112,6 @@ class ReplayTrainer(PPOTrainer):
         if session.resumed is None and self.last > 1:
             self.console.note(f"no checkpoint before iteration {self.last}: repeating the run from its beginning")
         return session
-
-    def _checkpoint(self, iterations: int) -> None:
-        """None: nobody goes on from a replay."""
 
     def _finish(self, result: PPOResult, actors: PPOActors) -> None:
         actors.finish_writing()
