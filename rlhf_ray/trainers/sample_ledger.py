@@ -90,4 +90,5 @@ class SampleLedger:
         """Some of the chosen samples, for a message."""
         keys = np.stack([meta["prompt_id"], meta["sample_index"]], axis=1)[chosen].tolist()
         shown = ", ".join(f"({prompt_id}, {sample_index})" for prompt_id, sample_index in keys[:KEYS_SHOWN])
-        return f"{len(keys)} samples (prompt_id, sample_index) {shown}{' and others' * (len(keys) > KEYS_SHOWN)}"
+        others = f" and {len(keys) - KEYS_SHOWN} others" if len(keys) > KEYS_SHOWN else ""
+        return f"samples (prompt_id, sample_index) {shown}{others}"
