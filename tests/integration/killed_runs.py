@@ -51,14 +51,16 @@ def timeline(iterations: int, every: int) -> list[Moment]:
     return moments
 
 
-def start(config: PPOConfig, folder: Path, moment: Moment | None = None) -> subprocess.Popen[bytes]:
-    """The driver of a run in this session's Ray; its output goes to `output.txt` beside the configuration."""
+def start(config: PPOConfig, folder: Path, plan: list[dict[str, Any]]) -> subprocess.Popen[bytes]:
+    """The driver of a run with these faults in this session's Ray; its output goes to `output.txt` beside the file of
+    its configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     address = ray.get_runtime_context().gcs_address
     resources = config.resources.model_copy(update={"ray_address": address})
     file = folder / "ppo.yaml"
     file.write_text(to_yaml(config.model_copy(update={"resources": resources})))
-    environment = os.environ | {"RLHF_RAY_FAULTS": json.dumps(moment.plan if moment else [])}
+    environment = os.environ | {"RLHF_RAY_FAULTS": json.dumps(plan)}
     with (folder / "output.txt").open("ab") as output:
         command = [sys.executable, "-m", "rlhf_ray.cli.main", "ppo", "-c", str(file)]
         return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -67,7 +69,7 @@ def start(config: PPOConfig, folder: Path, moment: Moment | None = None) -> subp
 def kill_at(config: PPOConfig, folder: Path, moment: Moment, seconds: float = 0.0) -> Path:
     """Run `config` until the moment; the run's folder. `seconds`: what all iterations take, for a moment in time."""
     run = Path(config.run.root) / str(config.run.name)
-    driver = start(config, folder, moment)
+    driver = start(config, folder, moment.plan)
     try:
         if not moment.phase:
             _await_line(run / "metrics.jsonl", driver)
