@@ -8,7 +8,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from rlhf_ray.errors import ActorLost, InfrastructureError, ObjectLost, RLHFRayError
+from rlhf_ray.errors import ActorLost, DeadlineError, ObjectLost, RLHFRayError
 
 
 def result(ref: ray.ObjectRef, who: str) -> Any:
@@ -58,7 +58,7 @@ def wait_all(
         ready, waiting = ray.wait(waiting, timeout=max(deadline - time.monotonic(), 0))
         if not ready:
             slow = refs.index(waiting[0])
-            raise InfrastructureError(
+            raise DeadlineError(
                 f"waited {deadline_s:g} s for {who}/{slow} ({what}); it is {describe_health(actors[slow])}. "
                 "Its log is in the run folder's logs/; if it only needs longer, raise resources.start_timeout_s or "
                 "call_timeout_s."

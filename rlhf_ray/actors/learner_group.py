@@ -1,12 +1,15 @@
 """The learner ranks as one: every call goes to all of them, rank 0's answer counts."""
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
-from rlhf_ray.actors.calls import call_all, wait_all
+from rlhf_ray.actors.calls import call_all, cause_of_death, wait_all
 from rlhf_ray.config.common import ResourcesSection
 from rlhf_ray.files import FileDigest
 
@@ -16,10 +19,11 @@ class LearnerRanks:
 
     def __init__(self, actors: list[ActorHandle], resources: ResourcesSection) -> None:
         self.actors, self._resources = actors, resources
+        self.doing = "load"  # the method last called
 
     def call(self, what: str, method: str, *arguments: Any, deadline_s: float | None = None) -> Any:
         """Rank 0's result of `method` on every rank; `what` names the wait in errors."""
-        deadline_s = deadline_s or self._resources.call_timeout_s
+        self.doing, deadline_s = method, deadline_s or self._resources.call_timeout_s
         return call_all(self.actors, "learner", what, method, *arguments, deadline_s=deadline_s)[0]
 
     def join(self, total_steps: int) -> dict[str, Any]:
@@ -54,3 +58,19 @@ class LearnerRanks:
 
     def export(self, folder: Path, *arguments: Any) -> None:
         self.call("exporting the model", "export", str(folder), *arguments)
+
+
+def dump_stacks(ranks: Mapping[str, ActorHandle], folder: Path, timeout_s: float = 10.0) -> Path:
+    """Write what every thread of these actors is doing into a new file in `folder`; ranks that do not answer say so."""
+    asked = {name: actor.stacks.remote() for name, actor in ranks.items()}
+    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=timeout_s)
+    parts = []
+    for name, ref in asked.items():
+        try:
+            text = ray.get(ref) if ref in ready else f"no answer within {timeout_s:g} s"
+        except RayActorError as error:
+            text = f"dead: {cause_of_death(error)}"
+        parts.append(f"===== {name} =====\n{text}\n")
+    path = folder / f"stacks-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+    path.write_text("\n".join(parts), encoding="utf-8")
+    return path
