@@ -96,7 +96,9 @@ class WeightSync:
             DeadlineError: the learner did not answer in time.
         """
         started = time.perf_counter()
-        self._published = sent = self._send(self._generators.withdraw(), version, attempt)
+        sent, proven = self._send(self._generators.withdraw(), version, attempt)
+        self._published = sent
+        self._admit(proven)
         return SyncReport(version, time.perf_counter() - started, sent.nbytes, sent.digests)
 
     def catch_up(self, index: int) -> None:
@@ -109,27 +111,30 @@ class WeightSync:
         if last is None:
             raise AuditError(f"Generator {index} is to catch up, but nothing was published to it yet.")
         to = [index] if self._over_object_store else self._generators.withdraw()
-        sent = self._send(to, last.version, last.attempt)
+        sent, proven = self._send(to, last.version, last.attempt)
         if sent.digests != last.digests:
             raise AuditError(
                 f"Generator {index} was to get weights version {last.version} again, but the learner holds others now."
             )
+        self._admit(proven)
 
     @property
     def _over_object_store(self) -> bool:
         return self._transport not in ("nccl", "ipc")
 
-    def _send(self, to: Sequence[int], version: int, attempt: int) -> SentReceipt:
-        """Send to some generators; those that prove that they loaded what was sent are admitted."""
+    def _admit(self, proven: Iterable[int]) -> None:
+        for index in proven:
+            self._generators.admit(index)
+
+    def _send(self, to: Sequence[int], version: int, attempt: int) -> tuple[SentReceipt, list[int]]:
+        """Send to some generators: what was sent, and those that proved that they loaded it."""
         try:
             send = self._send_buckets if self._over_object_store else self._send_directly
             sent, received = send(to, version, attempt)
         except RayActorError as error:
             raise ActorLost(f"A learner rank was lost while it published its weights: {error}") from error
         self._audit(sent, received)
-        for index in received:
-            self._generators.admit(index)
-        return sent
+        return sent, list(received)
 
     def _send_buckets(self, to: Sequence[int], version: int, attempt: int) -> tuple[SentReceipt, dict[int, Any]]:
         generators, timeout_s = self._generators, self._timeout_s
