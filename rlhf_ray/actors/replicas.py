@@ -173,11 +173,12 @@ class Replicas:
         replica.loaded = replica.handle.ready.remote()
 
     def _take_loaded(self, replica: Replica) -> None:
+        who = f"{self.name}/{replica.index}"
         try:
-            result(replica.loaded, f"{self.name}/{replica.index}")
+            result(replica.loaded, who)
         except ActorLost as error:
             if not replica.proven and _is_its_own(error):
-                raise
+                raise InfrastructureError(f"{who} cannot start: {cause_of_loss(error)}") from error.__cause__
             self.lose(replica.index, replica.life, error, "load")
             return
         replica.loaded, replica.proven, replica.state = None, True, State.BEHIND

@@ -133,6 +133,14 @@ def test_one_and_two_generators_sample_the_same_tokens(actors: SimpleNamespace) 
     )
 
 
+def test_some_of_the_samples_are_those_of_all(actors: SimpleNamespace) -> None:
+    prompts = prompt_table(3)
+    every = {(row["prompt_id"], row["sample_index"]): row for row in rows(actors.generators[0], prompts, 3)}
+    some = rows(actors.generators[1], prompts, 3, wanted=np.array([[0, 2], [2, 0], [2, 1]]))
+    assert [(row["prompt_id"], row["sample_index"]) for row in some] == [(0, 2), (20, 0), (20, 1)]
+    assert tokens(some) == [every[0, 2]["response_tokens"], *(every[20, i]["response_tokens"] for i in (0, 1))]
+
+
 def test_seeds_make_samples(actors: SimpleNamespace) -> None:
     generator, prompts = actors.generators[0], prompt_table(3)
     first = tokens(rows(generator, prompts, 3))
