@@ -53,6 +53,10 @@ class DiskFull(InfrastructureError):
     """There is no room for what the run has to write."""
 
 
+class OutOfMemory(InfrastructureError):
+    """A process found no memory for what it had to do, and would find none the next time."""
+
+
 class AuditError(RLHFRayError):
     """A weight sync was not what the learner sent. The run stops rather than train on stale samples."""
 

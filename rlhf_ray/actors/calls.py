@@ -8,7 +8,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from rlhf_ray.errors import ActorLost, DeadlineError, ObjectLost, RLHFRayError
+from rlhf_ray.actors import memory
+from rlhf_ray.errors import ActorLost, DeadlineError, ObjectLost, OutOfMemory, RLHFRayError
 
 
 def result(ref: ray.ObjectRef, who: str) -> Any:
@@ -17,6 +18,7 @@ def result(ref: ray.ObjectRef, who: str) -> Any:
     Raises:
         ActorLost: the actor is gone.
         ObjectLost: the value, or one that the call was given, is gone with its node.
+        OutOfMemory: the actor had too little for it.
     """
     try:
         return ray.get(ref)
@@ -27,6 +29,8 @@ def result(ref: ray.ObjectRef, who: str) -> Any:
             raise ObjectLost(
                 f"{who} could not be given what another actor had sent: {_first_line(error.cause)}"
             ) from error
+        if memory.ran_out(error.cause):
+            raise OutOfMemory(f"{who} ran out of memory: {_first_line(error.cause)} {memory.advice(who)}") from error
         raise error.as_instanceof_cause() from error
     except ObjectLostError as error:
         raise ObjectLost(f"what {who} had sent is lost: {_first_line(error)}") from error
@@ -69,12 +73,12 @@ def wait_all(
 
 
 def cause_of_death(error: RayError) -> str:
-    """Why an actor is gone, in a sentence or two: what its constructor raised, or how its process ended."""
+    """Why an actor is gone, in some sentences: what its constructor raised, or how its process ended and its memory."""
     lines = str(error).splitlines()
     if getattr(error, "actor_init_failed", False):  # a traceback, whose lines are indented, and then what was raised
         after = max((number for number, line in enumerate(lines) if line.startswith(" ")), default=0) + 1
         return "it could not start: " + "\n".join(lines[after:] or lines)
-    return lines[-1].partition(" Some common causes")[0]
+    return lines[-1].partition(" Some common causes")[0] + memory.account(error)
 
 
 def cause_of_loss(error: ActorLost) -> str:

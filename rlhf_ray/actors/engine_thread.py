@@ -15,6 +15,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from rlhf_ray.actors import memory
 from rlhf_ray.errors import ActorLost, ConfigError, RLHFRayError
 
 T = TypeVar("T")
@@ -185,4 +186,6 @@ class EngineThread:
         """What waiters are told: a configuration that the engine refused is no lost engine."""
         if isinstance(self._failure, ConfigError):
             return ConfigError(str(self._failure))
+        if self._failure is not None and memory.ran_out(self._failure):
+            return memory.explained(self._failure, "running the engine")
         return ActorLost(f"The engine failed: {self._failure!r}")

@@ -20,6 +20,7 @@ import xxhash
 from rlhf_ray import faults
 from rlhf_ray.actors.engine_thread import EngineThread
 from rlhf_ray.actors.environment import process_environment
+from rlhf_ray.actors.memory import memory_use
 from rlhf_ray.actors.sample_table import Sample, continuations, sample_meta, sample_table
 from rlhf_ray.config.common import LoraSection
 from rlhf_ray.config.ppo import GenerationSection, SyncSection
@@ -94,8 +95,8 @@ class Generator:
         return {**self._held(), "context_tokens": self._context_tokens}
 
     def health(self) -> dict[str, Any]:
-        """{"state", "since_s", "running", "version", "attempt"}, at once, whatever the engine does."""
-        return {**self._engine.status(), **self._held()}
+        """{"state", "since_s", "running", "version", "attempt"} and memory use, at once, whatever the engine does."""
+        return {**self._engine.status(), **self._held(), **memory_use()}
 
     def _held(self) -> dict[str, int]:
         return {"version": self._weights.version, "attempt": self._weights.attempt}

@@ -32,13 +32,16 @@ class LearnerRanks:
 
     def begin_join(self, total_steps: int) -> list[ray.ObjectRef]:
         """Start what `join` does, to be awaited by `finish_join`."""
-        address = self.address()
+        address = self._ask_first("meeting_point")
         return [actor.join.remote(address, total_steps) for actor in self.actors]
 
     def address(self) -> str:
         """A free host:port on rank 0's node."""
+        return self._ask_first("address")
+
+    def _ask_first(self, method: str) -> str:
         deadline_s = self._resources.start_timeout_s
-        return str(call_all(self.actors[:1], "learner", "starting", "address", deadline_s=deadline_s)[0])
+        return str(call_all(self.actors[:1], "learner", "starting", method, deadline_s=deadline_s)[0])
 
     def finish_join(self, joining: list[ray.ObjectRef]) -> dict[str, Any]:
         deadline_s = self._resources.start_timeout_s
