@@ -9,6 +9,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from rlhf_ray.actors import memory
+from rlhf_ray.actors.memory_watch import account
 from rlhf_ray.errors import ActorLost, DeadlineError, ObjectLost, OutOfMemory, RLHFRayError
 
 
@@ -78,7 +79,7 @@ def cause_of_death(error: RayError) -> str:
     if getattr(error, "actor_init_failed", False):  # a traceback, whose lines are indented, and then what was raised
         after = max((number for number, line in enumerate(lines) if line.startswith(" ")), default=0) + 1
         return "it could not start: " + "\n".join(lines[after:] or lines)
-    return lines[-1].partition(" Some common causes")[0] + memory.account(error)
+    return lines[-1].partition(" Some common causes")[0] + account(error)
 
 
 def cause_of_loss(error: ActorLost) -> str:
