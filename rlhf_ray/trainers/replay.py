@@ -121,16 +121,20 @@ class TrainOnly(ReplayTrainer):
     """A replay that takes the samples, their scores and the reference's log-probs from the record."""
 
     def _start_actors(self, columns: list[str], total_steps: int, progress: Callable[..., None]) -> PPOActors:
-        return LearnerOnly(self.session, self.config, columns, total_steps, progress)
+        """The learner, which has the session's configuration, and the writer: nobody samples, scores or refers."""
+        config = self.config
+        nobody: dict[str, Any] = {
+            "rewards": {},
+            "generation": config.generation.model_copy(update={"replicas": 0}),
+            "kl": config.kl.model_copy(update={"coef": 0.0}),
+            "sync": config.sync.model_copy(update={"transport": "object_store"}),
+        }
+        return PPOActors(self.session, config.model_copy(update=nobody), columns, total_steps, progress)
 
     def _collect(self, prompts: pa.Table, iteration: int, actors: PPOActors) -> Rollouts:
         number = iteration + 1
-        rounds = read_metrics(self.recorded.metrics_file)[number]["samples/rounds"]
+        rounds = read_metrics(self.recorded.metrics_file)[number].get("samples/rounds", 1)
         return recorded_rollouts(self.recorded, number, int(rounds))
-
-
-class LearnerOnly(PPOActors):
-    """The learner and the writer of a run, without generators, scorers and reference."""
 
 
 class StopAfter(Callback):
