@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from exact_runs import assert_same_run, exact, metrics, rollouts
-from killed_runs import Moment, kill_at, timeline
+from killed_runs import DEADLINE_S, Moment, kill_at, timeline
 from safetensors.torch import load_file
 from tiny_runs import TinyRuns
 
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.trainers.ppo import PPOTrainer
 
-pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_local")]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * DEADLINE_S), pytest.mark.usefixtures("ray_local")]
 
 ITERATIONS, EVERY, KILLS = 11, 2, 20
 TIMELINE = timeline(ITERATIONS, EVERY)
