@@ -27,12 +27,8 @@ from rlhf_ray.trainers.failure_log import FAILURES_FILE
 from rlhf_ray.trainers.fault_schedule import FaultSchedule, Hit
 from rlhf_ray.trainers.ppo import PPOTrainer
 
-WARM_UP, GAP, AFFECTED, EVERY = (
-    4,
-    5,
-    3,
-    2,
-)  # iterations: dropped, from death to death, measured per death, per checkpoint
+WARM_UP, GAP, AFFECTED = 4, 5, 3  # iterations: dropped, from one death to the next, that a death may prolong
+EVERY = 2  # iterations from checkpoint to checkpoint
 Line = dict[str, Any]
 
 
@@ -86,10 +82,8 @@ def undisturbed(clock: Clock, hits: list[Hit], iterations: int) -> float:
 
 def measure(hit: Hit, fired: float, lines: list[Line], clock: Clock, calm: float) -> dict[str, float]:
     """The three spans of one death, in seconds."""
-    of_actor = [
-        (datetime.fromisoformat(line["time"]).timestamp(), line) for line in lines if line["actor"] == hit.actor
-    ]
-    after = [(when, line) for when, line in of_actor if when >= fired]
+    times = [(datetime.fromisoformat(line["time"]).timestamp(), line) for line in lines]
+    after = [(when, line) for when, line in times if line["actor"] == hit.actor and when >= fired]
     return {
         "noticed s": next(when for when, line in after if line["cause"]) - fired,
         "recovered s": next(line["recovery_s"] for _, line in after if line["recovery_s"] is not None),

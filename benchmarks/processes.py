@@ -21,12 +21,12 @@ class Holding:
 
 
 def holdings(mark: str) -> dict[str, Holding]:
-    """<kind>/<index> (or "driver", for this process) -> what it holds now; actors that are starting are left out."""
+    """<kind>/<index>, or "driver" for this process -> what it holds now; `mark`: see `side.marked`."""
     found: defaultdict[str, Holding] = defaultdict(Holding)
+    _add(found["driver"], os.getpid())
     for pid in sorted(marked(mark)):
         try:
-            actor = "driver" if pid == os.getpid() else _actor(pid)
-            if actor is not None:
+            if (actor := _actor(pid)) is not None:
                 _add(found[actor], pid)
         except OSError:  # gone meanwhile
             continue
