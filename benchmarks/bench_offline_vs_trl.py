@@ -3,8 +3,9 @@
     python benchmarks/bench_ppo_vs_trl.py --make-env     # once: the peer's environment in .venv-trl
     python benchmarks/bench_offline_vs_trl.py            # 3 rounds, about 30 minutes on two cores
 
-In every round each stage runs on TRL in float32 and in bfloat16 (autocast), then here twice: `like-for-like` (float32)
-and `recommended` (bfloat16, plain attention, SFT packed). Each run has processes of its own, started when those of the
+In every round each stage runs on TRL in float32 and in bfloat16 (autocast), then here three times: `like-for-like`
+(float32, a row per sequence), `packed` (float32, several sequences in a row, none seeing another: the same loss and
+gradients) and `recommended` (packed, bfloat16). Each run has processes of its own, started when those of the
 run before are gone, with the same number of threads. Samples per second (pairs, for reward model and DPO) are those of
 all steps but the first two. Here the pass that takes DPO's reference log-probs before the first step counts too, in
 equal parts on every step; TRL asks its reference within each.
@@ -28,7 +29,7 @@ from workload import build
 WARM_UP = 2  # steps dropped: kernels compile, memory is touched for the first time
 LAST = 4  # steps whose mean loss is the loss reached
 PEERS: dict[str, list[str]] = {"trl": [], "trl bf16": ["--bf16"]}
-RECIPES = ("like-for-like", "recommended")
+RECIPES = ("like-for-like", "packed", "recommended")
 
 
 def run(side: str, stage: str, folder: Path, threads: int, seed: int, steps: int) -> dict[str, Any]:

@@ -7,23 +7,20 @@ from typing import Any
 
 from offline_workload import BETA, LEARNING_RATE, MAX_TOKENS, ROWS_PER_STEP, STAGES, data_file
 from our_ppo import Clock
-from recipes import CPU_FAST
 from side import give_result
 
 from rlhf_ray import DPOTrainer, RewardTrainer, SFTTrainer
 from rlhf_ray.actors.learner_group import LearnerRanks
 from rlhf_ray.trainers.supervised import SupervisedTrainer
 
-#: Adam as the peer has it; micro-batches of about twenty rows of like length: a CPU is as fast with them as with larger
-#: ones, and of 32 rows in one batch more than half would be padding.
-COMMON = {"learner.adam_beta2": 0.999, "tokens_per_microbatch": 1024}
+COMMON = {"learner.adam_beta2": 0.999, "dtype": "float32"}  # Adam as the peer has it
+PACKED = COMMON | {"packing": True, "tokens_per_microbatch": 4096, "model.attn_implementation": "eager"}
 RECIPES: dict[str, dict[str, Any]] = {
-    "like-for-like": COMMON | {"dtype": "float32"},
-    "recommended": COMMON
-    | {"dtype": "bfloat16", "model.attn_implementation": CPU_FAST["model"]["attn_implementation"]},
+    # Micro-batches of about twenty rows of like length: of 32 rows in one batch more than half would be padding.
+    "like-for-like": COMMON | {"tokens_per_microbatch": 1024},
+    "packed": PACKED,
+    "recommended": PACKED | {"dtype": "bfloat16"},
 }
-#: What a recipe sets in one stage only.
-STAGE_OPTIONS: dict[tuple[str, str], dict[str, Any]] = {("recommended", "sft"): {"packing": True}}
 TRAINERS: dict[str, type[SupervisedTrainer]] = {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": DPOTrainer}
 LOSSES = {"sft": "loss/sft", "reward": "loss/pairwise", "dpo": "loss/dpo"}
 
@@ -54,7 +51,7 @@ def main() -> None:
     options = {rows: ROWS_PER_STEP, "learning_rate": LEARNING_RATE, "seed": args.seed}
     options |= {"resources.threads": args.threads, "tracking.tensorboard": False}
     options |= {"beta": BETA} if args.stage == "dpo" else {}
-    options |= RECIPES[args.recipe] | STAGE_OPTIONS.get((args.recipe, args.stage), {})
+    options |= RECIPES[args.recipe]
     clock = Clock()
     trainer = timed(TRAINERS[args.stage])(
         args.folder / "model",

@@ -20,6 +20,9 @@ class RolloutWriter:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
 
+    def ready(self) -> None:
+        """There is nothing to load."""
+
     def health(self) -> dict[str, Any]:
         return self._thread.health()
 

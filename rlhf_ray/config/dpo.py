@@ -37,6 +37,9 @@ class DPOSection(Section):
     reference_model: str | None = Field(
         None, description="Hub name or folder of the reference; default: the model as it starts."
     )
+    packing: bool = Field(
+        False, description="Several responses in a row, none seeing another: less padding. Same loss."
+    )
     eval_every: int = Field(0, ge=0, description="Evaluate every so many steps; 0: before and after only.")
 
     @model_validator(mode="after")

@@ -35,6 +35,9 @@ class RewardModelSection(Section):
         None, ge=1, description="Neurons of a hidden layer in a new score head; null: the head is one linear layer."
     )
     head_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on what the score head reads, in training.")
+    packing: bool = Field(
+        False, description="Several responses in a row, none seeing another: less padding. Same loss."
+    )
     eval_every: int = Field(0, ge=0, description="Evaluate every so many steps; 0: before and after only.")
 
 

@@ -5,23 +5,23 @@ its own reference then, or by another model that leaves the memory afterwards. W
 the reference at any time, for one more pass per step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from rlhf_ray.algorithms.preference import PreferenceLoss, Responses, preference_loss
+from rlhf_ray.algorithms.preference import Responses, preference_loss
 from rlhf_ray.config.dpo import DPOConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.group import LearnerGroup, Sums
 from rlhf_ray.learner.guards import Origin
-from rlhf_ray.learner.plan import microbatches
+from rlhf_ray.learner.packing import Pass, Passes, check_packing
 from rlhf_ray.learner.quarantine import table_rows
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
-from rlhf_ray.models.batching import TokenBatch
+from rlhf_ray.models.batching import Rows, TokenBatch
 from rlhf_ray.models.load import load_causal_lm
 from rlhf_ray.models.lora import adapters_off
 from rlhf_ray.models.networks import PolicyNetwork
@@ -43,9 +43,16 @@ class DPOObjective:
         eval_table: pa.Table | None,
         group: LearnerGroup,
     ) -> None:
-        """`reference` is a network of its own, or None where the policy itself is where the reference comes from."""
+        """`reference` is a network of its own, or None where the policy itself is where the reference comes from.
+
+        Raises ConfigError when packed responses would see each other in this model; every rank calls.
+        """
         self.policy, self.reference, self.config, self.group, self._table = policy, reference, config, group, table
         self.train, self.held_out = _Pairs(table), _Pairs(eval_table) if eval_table is not None else None
+        self.passes = Passes.of(config.model, config.learner, config.dpo.packing, group)
+        if config.dpo.packing:
+            with policy.evaluating():
+                check_packing(policy.network, group.device, "dpo.packing")
 
     # -- the reference -------------------------------------------------------------------------------------------------
 
@@ -58,9 +65,9 @@ class DPOObjective:
         found = np.zeros((len(rows), 2), dtype=np.float32)
         network, lengths = self.reference or self.policy.network, pairs.lengths[rows]
         with self.policy.evaluating():
-            for members in self._microbatches(np.arange(len(rows)), lengths):
-                batch = pairs.batch(rows[members], self.group.device)
-                found[members] = torch.stack(_response_logprobs(network, batch, len(members)), 1).cpu().numpy()
+            for made in self.passes.plan(np.arange(len(rows)), lengths):
+                batch = pairs.batch(rows[made.items], made.rows, self.group.device)
+                found[made.items] = torch.stack(_response_logprobs(network, batch, len(made.items)), 1).cpu().numpy()
         return self.group.sum_arrays(found)
 
     def set_reference(self, train: np.ndarray, held_out: np.ndarray | None) -> None:
@@ -74,8 +81,8 @@ class DPOObjective:
     def step(self, rows: np.ndarray) -> dict[str, float]:
         """One optimiser step on the pairs `rows` (indices of the global minibatch); global metrics."""
         sums = Sums()
-        for loss in self._losses(self.train, rows, sums):
-            self.policy.backward(loss.loss_sum / len(rows))
+        for made in self.policy.accumulating(self.passes.plan(rows, self.train.lengths)):
+            self.policy.backward(self._loss(self.train, made, sums) / len(rows))
         stats = self.policy.step(Origin(self.policy.steps + 1, 1, lambda: table_rows(self._table, rows, self.group)))
         means = {name: total / len(rows) for name, total in sums.over(self.group).items()}
         return {
@@ -90,8 +97,8 @@ class DPOObjective:
         """Loss, implicit rewards and their accuracy over the held-out pairs."""
         rows, sums = np.arange(len(self._held_out.lengths)), Sums()
         with self.policy.evaluating():
-            for _ in self._losses(self._held_out, rows, sums):
-                pass
+            for made in self.passes.plan(rows, self._held_out.lengths):
+                self._loss(self._held_out, made, sums)
         means = {name: total / len(rows) for name, total in sums.over(self.group).items()}
         return {"eval/loss": means["loss"]} | {f"eval/{name}": value for name, value in _rewards(means).items()}
 
@@ -100,35 +107,29 @@ class DPOObjective:
         assert self.held_out is not None
         return self.held_out
 
-    def _losses(self, pairs: "_Pairs", rows: np.ndarray, sums: Sums) -> Iterator[PreferenceLoss]:
-        """The loss of each of this rank's micro-batches, added to `sums`; a pass without pairs gives 0."""
+    def _loss(self, pairs: "_Pairs", made: Pass, sums: Sums) -> Tensor:
+        """The summed loss of a micro-batch, added to `sums` with what else is to be known; 0 without pairs."""
         dpo = self.config.dpo
-        for members in self._microbatches(rows, pairs.lengths):
-            chosen, rejected = self._responses(pairs, members)
-            loss = preference_loss(chosen, rejected, dpo.loss, dpo.beta, dpo.label_smoothing)
-            sums.add(loss=loss.loss_sum, correct=loss.correct)
-            sums.add(chosen_reward=loss.chosen_reward_sum, rejected_reward=loss.rejected_reward_sum)
-            sums.add(chosen_logprob=chosen.logprobs.sum(), rejected_logprob=rejected.logprobs.sum())
-            yield loss
+        chosen, rejected = self._responses(pairs, made)
+        loss = preference_loss(chosen, rejected, dpo.loss, dpo.beta, dpo.label_smoothing)
+        sums.add(loss=loss.loss_sum, correct=loss.correct)
+        sums.add(chosen_reward=loss.chosen_reward_sum, rejected_reward=loss.rejected_reward_sum)
+        sums.add(chosen_logprob=chosen.logprobs.sum(), rejected_logprob=rejected.logprobs.sum())
+        return loss.loss_sum
 
-    def _responses(self, pairs: "_Pairs", members: list[int]) -> tuple[Responses, Responses]:
-        """The chosen and the rejected responses of `members` under policy and reference."""
-        device, network = self.group.device, self.policy.network
-        batch = pairs.batch(members, device)
+    def _responses(self, pairs: "_Pairs", made: Pass) -> tuple[Responses, Responses]:
+        """The chosen and the rejected responses of a micro-batch under policy and reference."""
+        device, network, members = self.group.device, self.policy.network, made.items
+        batch = pairs.batch(members, made.rows, device)
         if pairs.reference is not None:
             references: Sequence[Tensor] = torch.from_numpy(pairs.reference[members].T.copy()).to(device).unbind()
         else:
             with adapters_off(network), torch.no_grad():
                 references = _response_logprobs(network, batch, len(members))
         logprobs = _response_logprobs(network, batch, len(members))
-        tokens = (torch.from_numpy(column[members]).to(device) for column in pairs.response_tokens)
+        tokens = torch.from_numpy(pairs.response_tokens[members].T.copy()).to(device).unbind()
         chosen, rejected = (Responses(*fields) for fields in zip(logprobs, references, tokens, strict=True))
         return chosen, rejected
-
-    def _microbatches(self, rows: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
-        """This rank's micro-batches of `rows`."""
-        budget = self.config.learner.tokens_per_microbatch
-        return microbatches(rows, lengths, self.group.size, budget)[self.group.rank]
 
 
 def load_reference(config: DPOConfig, vocabulary: int, group: LearnerGroup, dtype: torch.dtype) -> nn.Module | None:
@@ -170,18 +171,15 @@ class _Pairs:
     """The columns of a `schema.PREFERENCES` table, and the reference's log-probs where they are precomputed."""
 
     def __init__(self, table: pa.Table) -> None:
-        self.chosen, self.rejected = Ragged(table["chosen_tokens"]), Ragged(table["rejected_tokens"])
+        self.sides = Ragged(table["chosen_tokens"]), Ragged(table["rejected_tokens"])
         self.prompts = table["prompt_length"].to_numpy()
-        self.response_tokens = [
-            (column.lengths - self.prompts).astype(np.float32) for column in (self.chosen, self.rejected)
-        ]
-        # What a pair takes in a micro-batch: both of its sequences are padded to the longest.
-        self.lengths = 2 * np.maximum(self.chosen.lengths, self.rejected.lengths)
+        self.lengths = np.stack([side.lengths for side in self.sides], 1)
+        self.response_tokens = (self.lengths - self.prompts[:, None]).astype(np.float32)
         self.reference: np.ndarray | None = None  # float32 [pairs, 2], chosen and rejected
 
-    def batch(self, members: Sequence[int] | np.ndarray, device: torch.device) -> TokenBatch:
+    def batch(self, members: Sequence[int] | np.ndarray, rows: Rows | None, device: torch.device) -> TokenBatch:
         """Chosen sequences, then rejected ones."""
         if not len(members):
             return TokenBatch.empty(device)
-        sequences = [column[i] for column in (self.chosen, self.rejected) for i in members]
-        return TokenBatch.build(sequences, np.tile(self.prompts[members], 2), device)
+        sequences = [side[i] for side in self.sides for i in members]
+        return TokenBatch.build(sequences, np.tile(self.prompts[members], 2), device, rows)

@@ -1,7 +1,5 @@
 """Reward modelling: the Bradley-Terry loss on preference pairs (Ouyang et al. 2022, eq. 1)."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -9,10 +7,10 @@ from torch import Tensor
 
 from rlhf_ray.algorithms.bradley_terry import calibration_error, calibration_histogram, pairwise_loss
 from rlhf_ray.algorithms.masked import Moments
-from rlhf_ray.config.reward_model import RewardModelSection
+from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.learner.group import LearnerGroup, Sums
 from rlhf_ray.learner.guards import Origin
-from rlhf_ray.learner.plan import microbatches
+from rlhf_ray.learner.packing import Pass, Passes, check_packing
 from rlhf_ray.learner.quarantine import table_rows
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
@@ -25,19 +23,25 @@ class PairwiseObjective:
     def __init__(
         self,
         reward: Trainable,
-        section: RewardModelSection,
+        config: RewardModelConfig,
         table: pa.Table,
         eval_table: pa.Table | None,
         group: LearnerGroup,
     ) -> None:
-        self.reward, self.section, self.group, self._table = reward, section, group, table
+        """Raises ConfigError when packed responses would see each other in this model; every rank calls."""
+        self.reward, self.section, self.group, self._table = reward, config.reward, group, table
         self.train, self.held_out = _Pairs(table), _Pairs(eval_table) if eval_table is not None else None
-        self._margins = _margins(section.margin, table)
+        self._margins = _margins(config.reward.margin, table)
+        self.passes = Passes.of(config.model, config.learner, config.reward.packing, group)
+        if config.reward.packing:
+            with reward.evaluating():
+                check_packing(reward.network, group.device, "reward.packing")
 
     def step(self, rows: np.ndarray) -> dict[str, float]:
         """One optimiser step on the pairs `rows` (indices of the global minibatch); global metrics."""
         sums, section = Sums(), self.section
-        for members, chosen, rejected in self._scores(self.train, rows):
+        for made in self.reward.accumulating(self.passes.plan(rows, self.train.lengths)):
+            members, (chosen, rejected) = made.items, self._scores(self.train, made)
             margins = None if self._margins is None else torch.from_numpy(self._margins[members]).to(chosen.device)
             loss = pairwise_loss(chosen, rejected, margins, section.label_smoothing, section.center_coef)
             self.reward.backward(loss.loss_sum / len(rows))
@@ -59,7 +63,8 @@ class PairwiseObjective:
         assert self.held_out is not None
         rows, sums, histogram = np.arange(len(self.held_out.lengths)), Sums(), calibration_histogram(torch.zeros(0))
         with self.reward.evaluating():
-            for _, chosen, rejected in self._scores(self.held_out, rows):
+            for made in self.passes.plan(rows, self.held_out.lengths):
+                chosen, rejected = self._scores(self.held_out, made)
                 loss = pairwise_loss(chosen, rejected)
                 sums.add(loss=loss.loss_sum, correct=loss.correct, margin=loss.margin_sum)
                 histogram += calibration_histogram(chosen - rejected).cpu()
@@ -75,34 +80,31 @@ class PairwiseObjective:
         """Mean and standard deviation of the scores over the training pairs, by which they are normalised later."""
         local = Moments()
         with self.reward.evaluating():
-            for _, *pair in self._scores(self.train, np.arange(len(self.train.lengths))):
-                scores = torch.cat(pair)
+            for made in self.passes.plan(np.arange(len(self.train.lengths)), self.train.lengths):
+                scores = torch.cat(self._scores(self.train, made))
                 local += Moments.of(scores, torch.ones_like(scores, dtype=torch.bool))
         total = Moments(**self.group.reduce(vars(local)))
         return {"mean": total.mean, "std": total.std}
 
-    def _scores(self, table: "_Pairs", rows: np.ndarray) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """(pairs, their chosen scores, their rejected scores) per micro-batch; a pass without pairs has none."""
-        budget, group = self.reward.section.tokens_per_microbatch, self.group
-        for members in microbatches(rows, table.lengths, group.size, budget)[group.rank]:
-            chosen, rejected = self.reward.network(table.batch(members, group.device)).chunk(2)
-            yield members, chosen, rejected
+    def _scores(self, table: "_Pairs", made: Pass) -> tuple[Tensor, Tensor]:
+        """The scores of a micro-batch's chosen and of its rejected responses; a pass without pairs has none."""
+        scores = self.reward.network(table.batch(made, self.group.device))[: 2 * len(made.items)]
+        chosen, rejected = scores.chunk(2)
+        return chosen, rejected
 
 
 class _Pairs:
     """The columns of a `schema.PREFERENCES` table."""
 
     def __init__(self, table: pa.Table) -> None:
-        self.chosen, self.rejected = Ragged(table["chosen_tokens"]), Ragged(table["rejected_tokens"])
-        # What a pair takes in a micro-batch: both of its sequences are padded to the longest.
-        self.lengths = 2 * np.maximum(self.chosen.lengths, self.rejected.lengths)
+        self.sides = Ragged(table["chosen_tokens"]), Ragged(table["rejected_tokens"])
+        self.lengths = np.stack([side.lengths for side in self.sides], 1)
 
-    def batch(self, members: Sequence[int], device: torch.device) -> TokenBatch:
+    def batch(self, made: Pass, device: torch.device) -> TokenBatch:
         """Chosen sequences, then rejected ones."""
-        if not members:
+        if not made.items:
             return TokenBatch.empty(device)
-        sequences = [column[i] for column in (self.chosen, self.rejected) for i in members]
-        return TokenBatch.of_last_tokens(sequences, device)
+        return TokenBatch.of_last_tokens([side[i] for side in self.sides for i in made.items], device, made.rows)
 
 
 def _margins(margin: float | str | None, table: pa.Table) -> np.ndarray | None:

@@ -5,6 +5,7 @@ number of micro-batches (a sharded forward pass is a collective call). The minib
 ranks, and losses are divided by their global token counts, so neither do the gradients.
 """
 
+import heapq
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -30,11 +31,11 @@ def epoch_order(count: int, epoch: int, seed: Sequence[int]) -> np.ndarray:
 def shares(members: Sequence[int] | np.ndarray, lengths: Sequence[int] | np.ndarray, ranks: int) -> list[list[int]]:
     """`members` split over ranks, balanced by tokens: longest first, each to the rank with the fewest tokens so far."""
     parts: list[list[int]] = [[] for _ in range(ranks)]
-    load = [0] * ranks
+    loads = [(0, rank) for rank in range(ranks)]  # a heap
     for index in sorted((int(m) for m in members), key=lambda i: (-int(lengths[i]), i)):
-        rank = min(range(ranks), key=lambda r: (load[r], r))
+        load, rank = loads[0]
         parts[rank].append(index)
-        load[rank] += int(lengths[index])
+        heapq.heapreplace(loads, (load + int(lengths[index]), rank))
     return parts
 
 
@@ -46,10 +47,10 @@ def microbatches(
     for share in shares(members, lengths, ranks):
         groups = split_by_tokens([lengths[i] for i in share], tokens_per_microbatch)
         plans.append([[share[i] for i in group] for group in groups])
-    return equal_passes(plans)
+    return equal_passes(plans, [])
 
 
-def equal_passes(plans: list[list[list[Item]]]) -> list[list[list[Item]]]:
-    """Every rank's micro-batches, with empty ones behind those of ranks that have fewer."""
+def equal_passes(plans: list[list[Item]], empty: Item) -> list[list[Item]]:
+    """Every rank's micro-batches, with `empty` ones behind those of ranks that have fewer."""
     passes = max(len(plan) for plan in plans)
-    return [plan + [[] for _ in range(passes - len(plan))] for plan in plans]
+    return [plan + [empty] * (passes - len(plan)) for plan in plans]

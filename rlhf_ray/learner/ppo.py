@@ -171,7 +171,7 @@ class _Iteration:
     def _critic_step(self, minibatch: Minibatch) -> None:
         critic, first = self.o.critic, not self.advantages.finished
         assert critic is not None
-        for micro in minibatch.micros:
+        for micro in critic.accumulating(minibatch.micros):
             values = micro.batch.pad(critic.network(micro.batch))
             if first:
                 micro.old_values = values.detach()
@@ -185,7 +185,7 @@ class _Iteration:
         """One optimiser step of the policy; none, and `stopped_early`, when it has moved past ppo.target_kl already."""
         policy, frozen, limit = self.o.policy, self.iteration.policy_frozen, self.config.ppo.target_kl
         audit, moved = self.audit.gap is None, Sums()
-        for micro in minibatch.micros:
+        for micro in policy.accumulating(minibatch.micros):
             output = policy.network(micro.batch, self.config.generation.temperature, with_raw=audit)
             if audit:
                 self._first_pass(micro, output)

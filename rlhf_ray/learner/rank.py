@@ -144,7 +144,7 @@ class LearnerRank:
 
     def pairwise(self, table: pa.Table, eval_table: pa.Table | None) -> PairwiseObjective:
         assert isinstance(self.config, RewardModelConfig)
-        return PairwiseObjective(self.trainables["reward"], self.config.reward, table, eval_table, self.group)
+        return PairwiseObjective(self.trainables["reward"], self.config, table, eval_table, self.group)
 
     def dpo(self, table: pa.Table, eval_table: pa.Table | None) -> DPOObjective:
         assert isinstance(self.config, DPOConfig)

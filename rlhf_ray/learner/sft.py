@@ -1,7 +1,5 @@
 """Supervised fine-tuning: cross-entropy of the tokens to learn, given all that comes before them."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -10,8 +8,7 @@ from rlhf_ray.algorithms.losses import sft_loss
 from rlhf_ray.config.sft import LossOn, SFTConfig
 from rlhf_ray.learner.group import LearnerGroup, Sums
 from rlhf_ray.learner.guards import Origin
-from rlhf_ray.learner.packing import Row, check_packing, packed_microbatches
-from rlhf_ray.learner.plan import microbatches
+from rlhf_ray.learner.packing import Pass, Passes, check_packing
 from rlhf_ray.learner.quarantine import table_rows
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
@@ -26,19 +23,20 @@ class SFTObjective:
         self, policy: Trainable, config: SFTConfig, table: pa.Table, eval_table: pa.Table | None, group: LearnerGroup
     ) -> None:
         """Raises ConfigError when packed documents would see each other in this model; every rank calls."""
-        self.policy, self.group, self.packing, self._table = policy, group, config.sft.packing, table
-        self._one_row = config.model.attn_implementation == "flash_attention_2"
+        self.policy, self.group, self._table = policy, group, table
+        self.passes = Passes.of(config.model, config.learner, config.sft.packing, group)
         self.train, self.held_out = _Rows(table, config.sft.loss_on), None
         if eval_table is not None:
             self.held_out = _Rows(eval_table, "completion" if config.sft.loss_on == "all" else config.sft.loss_on)
-        if self.packing:
+        if config.sft.packing:
             with policy.evaluating():
-                check_packing(policy.network, group.device)
+                check_packing(policy.network, group.device, "sft.packing")
 
     def step(self, rows: np.ndarray) -> dict[str, float]:
         """One optimiser step on `rows` (indices of the global minibatch); global metrics."""
         tokens, sums = max(self.train.learned_tokens(rows), 1), Sums()
-        for batch in self._batches(self.train, rows):
+        for made in self.policy.accumulating(self._plan(self.train, rows)):
+            batch = self.train.batch(made, self.group.device)
             output = self.policy.network(batch)
             loss = sft_loss(batch.pad(output.logprobs), batch.mask)
             self.policy.backward(loss / tokens)
@@ -57,7 +55,8 @@ class SFTObjective:
         assert self.held_out is not None
         rows, sums = np.arange(len(self.held_out.tokens)), Sums()
         with self.policy.evaluating():
-            for batch in self._batches(self.held_out, rows):
+            for made in self._plan(self.held_out, rows):
+                batch = self.held_out.batch(made, self.group.device)
                 output = self.policy.network(batch)
                 sums.add(loss=sft_loss(batch.pad(output.logprobs), batch.mask), correct=output.likeliest.sum())
         total, tokens = sums.over(self.group), max(self.held_out.learned_tokens(rows), 1)
@@ -68,16 +67,9 @@ class SFTObjective:
             "eval/token_accuracy": total["correct"] / tokens,
         }
 
-    def _batches(self, table: "_Rows", members: np.ndarray) -> Iterator[TokenBatch]:
+    def _plan(self, table: "_Rows", members: np.ndarray) -> list[Pass]:
         """This rank's micro-batches of `members`."""
-        lengths, ranks, budget = table.tokens.lengths, self.group.size, self.policy.section.tokens_per_microbatch
-        if self.packing:
-            plan = packed_microbatches(members, lengths, ranks, budget, self._one_row)[self.group.rank]
-        else:
-            alone = microbatches(members, lengths, ranks, budget)[self.group.rank]
-            plan = [[[member] for member in batch] for batch in alone]
-        for rows in plan:
-            yield table.batch(rows, self.group.device)
+        return self.passes.plan(members, table.tokens.lengths[:, None])
 
 
 class _Rows:
@@ -99,8 +91,8 @@ class _Rows:
         """Tokens of `rows` that the loss covers."""
         return sum(int(self.learned(int(row)).sum()) for row in rows)
 
-    def batch(self, rows: list[Row], device: torch.device) -> TokenBatch:
-        if not rows:
+    def batch(self, made: Pass, device: torch.device) -> TokenBatch:
+        if not made.items:
             return TokenBatch.empty(device)
-        tokens = [[self.tokens[i] for i in row] for row in rows]
-        return TokenBatch.of_documents(tokens, [[self.learned(i) for i in row] for row in rows], device)
+        tokens, learned = [self.tokens[i] for i in made.items], [self.learned(i) for i in made.items]
+        return TokenBatch.of_marked(tokens, learned, device, made.rows)

@@ -1,10 +1,10 @@
 """A network with its optimiser: backward, clip, judge, step, schedule, loss scaling."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from rlhf_ray.learner.guards import Origin, UpdateGuard
 from rlhf_ray.learner.optimizers import build_optimizer
 from rlhf_ray.models.lora import full_tensor
 from rlhf_ray.models.sharding import decoder_layers, shard
+
+Pass = TypeVar("Pass")
 
 INITIAL_LOSS_SCALE = 2.0**15
 #: Metric: optimiser steps of an iteration that were left out because they were bad; absent where there were none.
@@ -65,9 +67,16 @@ class Trainable:
         if compile_network:
             for layer in decoder_layers(network):  # the rest slices by data-dependent sizes
                 layer.compile(dynamic=True)
-        self.network = shard(network.to(group.device), group.mesh, dtype)
+        self.network: Any = shard(network.to(group.device), group.mesh, dtype)
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.optimizer = build_optimizer(network, self.parameters, section, learning_rate)
+
+    def accumulating(self, passes: Sequence[Pass]) -> Iterator[Pass]:
+        """The passes of one optimiser step in turn. One rank has nobody to share memory with, so its gradients are
+        taken over once, after the last pass."""
+        for number, made in enumerate(passes, 1):
+            self.network.set_requires_gradient_sync(self.group.size > 1 or number == len(passes))
+            yield made
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch's part of the global loss."""

@@ -1,8 +1,8 @@
 """Sequences to rectangular micro-batches: sorted by length, bounded by padded tokens.
 
 Sequences are padded on the right. Under causal attention a real token never sees the padding after it, so no attention
-mask is needed and the attention kernel keeps its causal fast path. Rows of several documents are told apart by their
-position ids, which begin anew with each: transformers then confines attention to the document.
+mask is needed and the attention kernel keeps its causal fast path. Several sequences in one row are told apart by
+their position ids, which begin anew with each: transformers then confines attention to the sequence.
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,24 @@ from torch import Tensor
 
 from rlhf_ray.errors import DataError
 
+Rows = Sequence[Sequence[int]]  # the sequences (by number) that lie behind each other in each row of a batch
+
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """One micro-batch of prompt + response sequences.
+    """One micro-batch of prompt + response sequences: one in each row of `input_ids`, or several.
 
-    `positions` are the flat indices (row * length + column) of the states that predict each response token, in
-    row-major order; `targets` are these tokens. `mask` [batch, time] marks the real response tokens, left-aligned, and
-    `slots` are its flat indices, so that a flat [tokens] result becomes [batch, time].
+    `positions` are the flat indices (row * length + column) of the states that predict each response token, sequence by
+    sequence; `targets` are these tokens. `mask` [sequences, time] marks the real response tokens, left-aligned, and
+    `slots` are its flat indices, so that a flat [tokens] result becomes [sequences, time].
     """
 
-    input_ids: Tensor  # int64 [batch, length]
+    input_ids: Tensor  # int64 [rows, length]
     positions: Tensor  # int64 [tokens]
     targets: Tensor  # int64 [tokens]
     slots: Tensor  # int64 [tokens]
-    mask: Tensor  # bool [batch, time]
-    position_ids: Tensor | None = None  # int64 [batch, length]; where rows hold several documents
+    mask: Tensor  # bool [sequences, time]
+    position_ids: Tensor | None = None  # int64 [rows, length]; where rows hold several sequences
 
     @classmethod
     def build(
@@ -37,58 +39,74 @@ class TokenBatch:
         sequences: Sequence[np.ndarray],
         prompt_lengths: Sequence[int] | np.ndarray,
         device: torch.device | str = "cpu",
+        rows: Rows | None = None,
     ) -> "TokenBatch":
-        """Pad `sequences` (token ids, prompt then response). DataError for an empty prompt: nothing predicts on it."""
+        """Lay out `sequences` (token ids, prompt then response) in `rows`, or one in each.
+
+        DataError for an empty prompt: nothing predicts on it.
+        """
         lengths, prompts = np.array([len(s) for s in sequences]), np.asarray(prompt_lengths)
         if prompts.min() < 1:
             raise DataError(
                 f"sequence {int(prompts.argmin())} of a micro-batch has an empty prompt, so nothing predicts its first "
                 "token. Drop such rows from the data, or begin each prompt with a BOS token."
             )
-        input_ids = _pad(sequences)
         columns = np.arange(max(int((lengths - prompts).max()), 1))
         mask = columns < (lengths - prompts)[:, None]
-        rows, columns = np.nonzero(mask)
-        positions = rows * input_ids.shape[1] + prompts[rows] - 1 + columns
-        arrays = (input_ids, positions, input_ids.reshape(-1)[positions + 1], np.flatnonzero(mask), mask)
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+        owners, columns = np.nonzero(mask)
+        return cls._of(sequences, rows, mask, owners, prompts[owners] - 1 + columns, device)
 
     @classmethod
-    def of_documents(
+    def of_marked(
         cls,
-        rows: Sequence[Sequence[np.ndarray]],
-        learned: Sequence[Sequence[np.ndarray]],
+        sequences: Sequence[np.ndarray],
+        marks: Sequence[np.ndarray],
         device: torch.device | str = "cpu",
+        rows: Rows | None = None,
     ) -> "TokenBatch":
-        """Rows of one or several documents (token ids) each, and for every document which tokens are of interest.
+        """A batch whose response tokens are those that `marks` (a bool array per sequence) names, wherever they stand.
 
-        `learned` holds a bool array per document. DataError where it marks a first token, on which nothing predicts.
+        DataError where it marks a first token, on which nothing predicts.
         """
-        if any(marks[0] for row in learned for marks in row):
+        if any(mark[0] for mark in marks):
             raise DataError(
-                "the loss of a document covers its first token, which nothing predicts. Drop rows with an empty prompt "
+                "the loss of a row covers its first token, which nothing predicts. Drop rows with an empty prompt "
                 "from the data, or begin each prompt with a BOS token."
             )
-        input_ids = _pad([np.concatenate(row) for row in rows])
-        marked = _pad([np.concatenate(row) for row in learned]).astype(bool)
-        counts = marked.sum(1)
+        counts = np.array([int(mark.sum()) for mark in marks])
         mask = np.arange(max(int(counts.max()), 1)) < counts[:, None]
-        targets = np.flatnonzero(marked)
-        arrays = [input_ids, targets - 1, input_ids.reshape(-1)[targets], np.flatnonzero(mask), mask]
-        if any(len(row) > 1 for row in rows):
-            arrays.append(_position_ids(rows, input_ids.shape[1]))
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+        owners, columns = np.nonzero(_pad(marks))
+        return cls._of(sequences, rows, mask, owners, columns - 1, device)
 
     @classmethod
-    def of_last_tokens(cls, sequences: Sequence[np.ndarray], device: torch.device | str = "cpu") -> "TokenBatch":
+    def of_last_tokens(
+        cls, sequences: Sequence[np.ndarray], device: torch.device | str = "cpu", rows: Rows | None = None
+    ) -> "TokenBatch":
         """A batch whose only positions are each sequence's last token: where a reward model's score is read."""
         lengths = np.array([len(s) for s in sequences])
         if lengths.min() < 1:
             raise DataError(f"sequence {int(lengths.argmin())} of a micro-batch is empty: drop such rows from the data")
-        input_ids = _pad(sequences)
-        rows = np.arange(len(sequences))
-        positions = rows * input_ids.shape[1] + lengths - 1
-        arrays = (input_ids, positions, input_ids.reshape(-1)[positions], rows, np.ones((len(rows), 1), dtype=bool))
+        mask = np.ones((len(sequences), 1), dtype=bool)
+        # Its states are read, and predict nothing: any token serves as their target.
+        return cls._of(sequences, rows, mask, np.arange(len(sequences)), lengths - 1, device, ahead=0)
+
+    @classmethod
+    def _of(
+        cls,
+        sequences: Sequence[np.ndarray],
+        rows: Rows | None,
+        mask: np.ndarray,
+        owners: np.ndarray,
+        places: np.ndarray,
+        device: torch.device | str,
+        ahead: int = 1,
+    ) -> "TokenBatch":
+        """Positions are `places[i]` in sequence `owners[i]`; their targets stand `ahead` tokens further on."""
+        input_ids, starts, position_ids = _layout(sequences, rows)
+        positions = starts[owners] + places
+        arrays = [input_ids, positions, input_ids.reshape(-1)[positions + ahead], np.flatnonzero(mask), mask]
+        if position_ids is not None:
+            arrays.append(position_ids)
         return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
     @classmethod
@@ -99,19 +117,19 @@ class TokenBatch:
         return cls(ids, nothing, nothing, nothing, torch.zeros(1, 1, dtype=torch.bool, device=device))
 
     def pad(self, flat: Tensor) -> Tensor:
-        """[tokens] values to [batch, time], zero outside the mask."""
+        """[tokens] values to [sequences, time], zero outside the mask."""
         padded = torch.zeros(self.mask.numel(), dtype=flat.dtype, device=flat.device)
         return padded.index_copy(0, self.slots, flat).view(self.mask.shape)
 
     def rows(self, ragged: Sequence[np.ndarray]) -> Tensor:
-        """Per-sample float arrays (one number per response token) to [batch, time], zero outside the mask."""
+        """Per-sample float arrays (one number per response token) to [sequences, time], zero outside the mask."""
         padded = np.zeros(self.mask.shape, dtype=np.float32)
         for row, values in enumerate(ragged):
             padded[row, : len(values)] = values
         return torch.from_numpy(padded).to(self.mask.device)
 
     def unpad(self, padded: Tensor) -> list[np.ndarray]:
-        """[batch, time] to one float32 array per sample."""
+        """[sequences, time] to one float32 array per sample."""
         lengths = self.mask.sum(1).tolist()
         values = padded.detach().float().cpu().numpy()
         return [values[row, :length].copy() for row, length in enumerate(lengths)]
@@ -125,13 +143,23 @@ def _pad(sequences: Sequence[np.ndarray]) -> np.ndarray:
     return padded
 
 
-def _position_ids(rows: Sequence[Sequence[np.ndarray]], length: int) -> np.ndarray:
-    """int64 [batch, length]: each document of a row counts from 0; padding counts on from the last one."""
-    places = np.tile(np.arange(length), (len(rows), 1))
-    for row, documents in zip(places, rows, strict=True):
-        for start in np.cumsum([len(document) for document in documents])[:-1]:
-            row[start:] = np.arange(length - start)
-    return places
+def _layout(sequences: Sequence[np.ndarray], rows: Rows | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """int64 [rows, length] tokens, the flat index at which each sequence begins, and position ids [rows, length].
+
+    Each sequence of a row counts from 0, padding counts on from the last one; None where all rows hold one sequence.
+    """
+    if rows is None or len(rows) == len(sequences):
+        input_ids = _pad(sequences)
+        return input_ids, np.arange(len(sequences)) * input_ids.shape[1], None
+    input_ids = _pad([np.concatenate([sequences[i] for i in row]) for row in rows])
+    starts, positions = np.zeros(len(sequences), dtype=np.int64), np.zeros_like(input_ids)
+    for number, row in enumerate(rows):
+        begin = 0
+        for i in row:
+            starts[i] = number * input_ids.shape[1] + begin
+            positions[number, begin:] = np.arange(input_ids.shape[1] - begin)
+            begin += len(sequences[i])
+    return input_ids, starts, positions
 
 
 def split_by_tokens(lengths: Sequence[int] | np.ndarray, tokens_per_microbatch: int) -> list[list[int]]:

@@ -15,12 +15,18 @@ class MetricsFile:
         """Opens `path`; with `resume_after`, lines of later steps and a torn last line are taken out first."""
         if resume_after is not None and path.exists():
             _truncate(path, resume_after)
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         values = {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._file.flush()
+
+    def rewind(self, step: int) -> None:
+        """Take out the lines of later steps."""
+        self._file.close()
+        _truncate(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def close(self, failed: bool = False) -> None:
         self._file.close()

@@ -20,6 +20,9 @@ class Tracker(Protocol):
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
 
+    def rewind(self, step: int) -> None:
+        """The run goes back to where it was after `step`: what was logged of later steps will be logged again."""
+
     def close(self, failed: bool = False) -> None:
         """The run is over; `failed`: by an error, so that it will be resumed or given up."""
 
@@ -35,6 +38,11 @@ class Trackers:
         self._file.log(step, metrics)
         for service in self._services:
             self._attempt(service, f"step {step}", partial(service.log, step, metrics))
+
+    def rewind(self, step: int) -> None:
+        self._file.rewind(step)
+        for service in self._services:
+            self._attempt(service, f"the return to step {step}", partial(service.rewind, step))
 
     def close(self, failed: bool = False) -> None:
         self._file.close(failed)

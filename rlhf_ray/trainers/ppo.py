@@ -7,17 +7,16 @@
 
 Clipped PPO over response tokens, with GAE (Schulman et al. 2015, 2017; Ouyang et al. 2022) or any other estimator of
 `ppo.advantage`, synchronous and on-policy. `_loop` is the whole iteration, top to bottom; `ppo_actors` starts what it
-calls, `rollouts` streams, `shaping` decides what is trained on, `policy_use` answers and evaluates, `build` turns
-Python arguments into the configuration.
+calls, `rollouts` streams, `shaping` decides what is trained on, `policy_use` answers and evaluates, `ppo_state` keeps
+and restores, `recovery` starts again what was lost, `build` turns Python arguments into the configuration.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from rlhf_ray import faults
@@ -25,7 +24,7 @@ from rlhf_ray.algorithms.kl import make_kl_controller
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.arithmetic import Arithmetic, ppo_arithmetic
 from rlhf_ray.data.holdout import with_held_out
-from rlhf_ray.data.order import cursor, draw, moved
+from rlhf_ray.data.order import draw
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.errors import ConfigError
@@ -39,18 +38,22 @@ from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.build import build_config, resumed_config
 from rlhf_ray.trainers.callbacks import Callback, CallbackError, Callbacks, StopRequests
 from rlhf_ray.trainers.callbacks_builtin import configured_callbacks
+from rlhf_ray.trainers.digests import write_digests
 from rlhf_ray.trainers.dynamic_sampling import refill
 from rlhf_ray.trainers.evaluation import show_samples
 from rlhf_ray.trainers.policy_use import PolicyUse
 from rlhf_ray.trainers.ppo_actors import PPOActors, check_before_start, prompt_limit
 from rlhf_ray.trainers.ppo_metrics import describe_rollouts, throughput
-from rlhf_ray.trainers.results import INTERRUPTED, PPOResult, compare, read_history
+from rlhf_ray.trainers.ppo_state import PPOState
+from rlhf_ray.trainers.recovery import Loss, Recovery
+from rlhf_ray.trainers.results import INTERRUPTED, PPOResult, compare
 from rlhf_ray.trainers.rollouts import Rollouts
 from rlhf_ray.trainers.session import Session
 from rlhf_ray.trainers.shaping import shape
+from rlhf_ray.weights.publish import SyncReport
 
 
-class PPOTrainer(PolicyUse, StopRequests):
+class PPOTrainer(PPOState, PolicyUse, StopRequests):
     """Trains a policy towards a reward. Everything that can be wrong is checked before any actor starts.
 
     Callbacks see `config`, `console`, `folder` (of the run), `total_iterations`, `request_stop` and `export_policy`;
@@ -121,35 +124,28 @@ class PPOTrainer(PolicyUse, StopRequests):
         columns = sample_schema(prompts.table.schema).names
         check_reward_columns(config.rewards, columns)
         arithmetic = ppo_arithmetic(config, prompts.table.num_rows)
-        with Session(config, "ppo", self.resume, console) as self.session:
+        self._columns, self._total_steps = columns, arithmetic.total_optimiser_steps or 1
+        with self._open_session() as self.session:
             self.folder = self.session.folder
             self.resume = self.folder.path  # a further call goes on from here
             console.stage("PPO", config.model.name)
             self._print_facts(prompts, held_out, arithmetic)
-            with console.progress("starting the actors") as advance:
-                self.actors = PPOActors(self.session, config, columns, arithmetic.total_optimiser_steps or 1, advance)
             self.total_iterations, self.stop_reason = arithmetic.iterations or 0, None
             count = config.evaluation.prompts
             self._held_out = held_out.table.slice(0, count) if held_out is not None and count else None
             try:
-                return self._run(prompts.table, self.actors)
+                return self._run(prompts.table)
             finally:
                 self.actors = None
 
-    def _run(self, prompts: pa.Table, actors: PPOActors) -> PPOResult:
-        """Start, iterate, save, compare; what goes wrong is told to the callbacks."""
+    def _run(self, prompts: pa.Table) -> PPOResult:
+        """The whole run, as often back to its last checkpoint as losses make it; errors are told to the callbacks."""
+        result = PPOResult(self.folder.policy, self.folder.path, 0)
+        recovery = Recovery(self.session, lambda: result.iterations)
+        self._begin_state(len(prompts))
         try:
-            self._prompts, self._metric = len(prompts), None
-            first, self._attempt = self._restore(actors)
-            actors.sync.publish(version=first, attempt=self._attempt)
-            result = PPOResult(self.folder.policy, self.folder.path, first)
-            result.history = read_history(self.folder.metrics_file, first)
             try:
-                self._whole: int | None = first
-                self.callbacks.on_train_start(self)
-                result.before = self._evaluate_start(first)
-                self._loop(result, prompts, actors)
-                self._finish(result, actors)
+                recovery.run(lambda loss: self._go_on(result, prompts, recovery, loss))
             except CallbackError:
                 self._rescue()
                 raise
@@ -158,10 +154,43 @@ class PPOTrainer(PolicyUse, StopRequests):
             raise
         return result
 
+    def _go_on(self, result: PPOResult, prompts: pa.Table, recovery: Recovery, loss: Loss | None) -> None:
+        """From the last checkpoint, or the beginning, to the end."""
+        actors = self._ready_actors(loss)
+        self._restore(result)
+        self._publish(result.iterations)
+        recovery.settled()
+        if not self._announced:
+            self._announced = True
+            self.callbacks.on_train_start(self)
+        if result.before is None:
+            result.before = self._evaluate_start(result.iterations)
+        self._loop(result, prompts, actors)
+        self._finish(result, actors)
+
+    def _ready_actors(self, loss: Loss | None) -> PPOActors:
+        """All actors; after a loss those that it took along are new, the learner in any case."""
+        if self.actors is not None and loss is not None and not loss.everything:
+            self.actors.restart_learner()
+            return self.actors
+        self.actors = None
+        with self.console.progress("starting the actors") as advance:
+            self.actors = self._start_actors(self._columns, self._total_steps, advance)
+        return self.actors
+
+    def _open_session(self) -> Session:
+        return Session(self.config, "ppo", self.resume, self.console)
+
+    def _start_actors(self, columns: list[str], total_steps: int, progress: Callable[..., None]) -> PPOActors:
+        return PPOActors(self.session, self.config, columns, total_steps, progress)
+
     def _loop(self, result: PPOResult, prompts: pa.Table, actors: PPOActors) -> None:
         config, session, callbacks, total = self.config, self.session, self.callbacks, self.total_iterations
+        if result.iterations and self._stopping:  # asked for before a loss, and saved
+            return
         for iteration in range(result.iterations, total):
             number, started, self._whole = iteration + 1, time.monotonic(), None
+            session.failures.iteration = number
             callbacks.on_iteration_start(number)
             faults.reach("draw")
             rollouts = self._collect(prompts, iteration, actors)
@@ -172,7 +201,7 @@ class PPOTrainer(PolicyUse, StopRequests):
             faults.reach("composed")
             metrics = self._learn(rollouts, composed, iteration, actors)
             faults.reach("trained")
-            sync = actors.sync.publish(version=number, attempt=self._attempt)
+            sync = self._publish(number)
             faults.reach("published")
             callbacks.on_update(number, metrics)
             actors.write_rollouts(f"iteration-{number:06d}", rollouts, composed.total)
@@ -184,7 +213,7 @@ class PPOTrainer(PolicyUse, StopRequests):
                 "seconds/sync": sync.seconds,
             }
             metrics["seconds/total"] = time.monotonic() - started
-            metrics |= throughput(rollouts, metrics["seconds/total"])
+            metrics |= throughput(rollouts, metrics["seconds/total"]) | session.failures.metrics()
             self.kl.update(metrics.get("kl/mean", 0.0), int(metrics["samples/trained"]), iteration)
             result.history.append(metrics)
             result.iterations = self._whole = number
@@ -256,13 +285,20 @@ class PPOTrainer(PolicyUse, StopRequests):
         step = PPOIteration(iteration, self.kl.coef_at(iteration), frozen)
         index = rollouts.index(shaped.rewards, shaped.keep)
         samples = [batch.samples for batch in rollouts.batches]
-        references = [batch.reference for batch in rollouts.batches] if actors.reference is not None else None
         what = f"iteration {iteration + 1}"
         with self.console.progress(f"{what}: training"):
-            metrics, gap = actors.learner.call(what, "train_ppo", index, samples, references, step)
+            metrics, gap = actors.learner.call(what, "train_ppo", index, samples, rollouts.references, step)
         metrics |= shaped.metrics() | {"samples/rounds": rollouts.rounds}
         metrics |= {"audit/mean_gap": gap.mean, "audit/max_gap": gap.max, "audit/tokens": gap.tokens}
         return dict(metrics | {"seconds/train": time.monotonic() - started})
+
+    def _publish(self, version: int) -> SyncReport:
+        """Make the generators sample from the learner's weights; their digests are kept, per version."""
+        actors = self._running()
+        actors.learner.doing = "publish"
+        report = actors.sync.publish(version=version, attempt=self._attempt)
+        write_digests(self.folder.digests, version, report.digests)
+        return report
 
     @property
     def _stopping(self) -> bool:
@@ -279,64 +315,6 @@ class PPOTrainer(PolicyUse, StopRequests):
             changes["checkpoint.every"] = save_every
         if changes:
             self.config = build_config(self.config, training=changes)
-
-    def _restore(self, actors: PPOActors) -> tuple[int, int]:
-        """(whole iterations, attempt): those of the checkpoint, or the beginning."""
-        resumed = self.session.resumed
-        if resumed is None:
-            return 0, 0
-        with self.console.progress("loading the checkpoint"):
-            actors.learner.load(resumed.learner)
-        self.kl.load_state_dict(resumed.state["kl"])
-        self.normalizer.load_state_dict(resumed.state.get("normalizer", {}))
-        self.callbacks.load_state_dict(resumed.state.get("callbacks", {}))
-        if "data" in resumed.state and (why := moved(resumed.state["data"], self._cursor(resumed.step))):
-            self.console.warn(why)
-        self.console.note(f"resuming after iteration {resumed.step}")
-        return resumed.step, resumed.state["attempt"] + 1
-
-    def _checkpoint(self, iterations: int) -> None:
-        """Begin a checkpoint; what it is to follow on disk is there first."""
-        self._running().finish_writing()
-        self._write_checkpoint(iterations)
-
-    def _write_checkpoint(self, iterations: int) -> None:
-        state = {
-            "attempt": self._attempt,
-            "kl": self.kl.state_dict(),
-            "normalizer": self.normalizer.state_dict(),
-            "callbacks": self.callbacks.state_dict(),
-            "data": self._cursor(iterations),
-        }
-        self.session.write_checkpoint(iterations, state, self._running().learner, self._metric)
-
-    def _checkpoint_metric(self, result: PPOResult) -> float | None:
-        """By what checkpoints are compared: the held-out reward where that is measured regularly, else the samples'."""
-        if not self.config.evaluation.every or self._held_out is None:
-            return result.history[-1]["reward/mean"]
-        if self._evaluated_after != result.iterations or result.after is None:
-            return None
-        return float(np.nanmean(result.after.reward))
-
-    def _cursor(self, iterations: int) -> dict[str, int]:
-        return cursor(self._prompts, self.config.ppo.prompts_per_iteration, iterations)
-
-    def export_policy(self, folder: Path) -> None:
-        """Save the policy that the learner of the run holds now as a Hugging Face folder."""
-        self._running().learner.export(folder)
-
-    def _rescue(self) -> None:
-        """A callback raised: save the policy, and between two iterations a checkpoint, so that none of them is lost."""
-        self.console.warn("a callback raised: saving the policy before the run ends")
-        self.export_policy(self.folder.policy)
-        if self._whole:
-            self._write_checkpoint(self._whole)
-        self.session.checkpoints.settle()
-
-    def _running(self) -> PPOActors:
-        if self.actors is None:
-            raise ConfigError("no run is going on: this works from callbacks only")
-        return self.actors
 
     # -- console -----------------------------------------------------------------------------------------------------
 

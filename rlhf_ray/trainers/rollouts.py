@@ -49,6 +49,12 @@ class Rollouts:
         batches, failures = [*self.batches, *later.batches], [*self.failures, *later.failures]
         return Rollouts(batches, failures, seconds, self.rounds + later.rounds)
 
+    @property
+    def references(self) -> list[ray.ObjectRef] | None:
+        """The reference's log-probs of each batch; None where there is no reference."""
+        found = [batch.reference for batch in self.batches if batch.reference is not None]
+        return found or None
+
     def column(self, name: str) -> np.ndarray:
         """A small column over all batches, in arrival order."""
         return np.concatenate([batch.meta[name] for batch in self.batches])

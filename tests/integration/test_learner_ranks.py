@@ -69,17 +69,17 @@ def train_ppo(
 
 
 def train_supervised(group: LearnerGroup, stage: str, folder: str, rows: int) -> tuple[list[Tensors], Tensors, Any]:
-    if stage == "pairwise":
-        head = {"head_hidden": 8, "center_coef": 0.1}
+    packing = {"packing": stage.startswith("packed")}
+    if "pairwise" in stage:
+        head = {"head_hidden": 8, "center_coef": 0.1} | packing
         learner = LearnerRank(reward_config(folder, learner=LEARNER, reward=head), group, total_steps=20)
         objective: Any = learner.pairwise(preferences(0, rows), preferences(1, 3))
     else:
-        sft = {"packing": stage == "packed sft"}
-        learner = LearnerRank(sft_config(folder, learner=LEARNER, sft=sft), group, total_steps=20)
+        learner = LearnerRank(sft_config(folder, learner=LEARNER, sft=packing), group, total_steps=20)
         objective = learner.sft(demonstrations(0, rows), demonstrations(1, 3))
     gradients = record_gradients(next(iter(learner.trainables.values())))
     metrics = [objective.step(np.arange(rows)) for _ in range(3)] + [objective.evaluate()]
-    if stage == "pairwise":
+    if "pairwise" in stage:
         metrics.append(objective.score_moments())
     return gradients, weights(learner), metrics
 
@@ -159,7 +159,7 @@ def test_groups_may_lie_on_several_ranks(one, two, model, ppo, kl):
         assert_close(alone[2], metrics)
 
 
-@pytest.mark.parametrize("stage", ["sft", "packed sft", "pairwise"])
+@pytest.mark.parametrize("stage", ["sft", "packed sft", "pairwise", "packed pairwise"])
 @pytest.mark.parametrize("rows", [1, 7])
 def test_supervised_stages_do_not_depend_on_the_number_of_ranks(one, two, model, stage, rows):
     alone = one.run(train_supervised, stage, model, rows)[0]

@@ -32,30 +32,30 @@ def test_a_response_without_tokens_has_no_position():
     assert batch.targets.tolist() == [4, 5]
 
 
-def test_documents_share_rows_and_are_told_apart_by_their_positions():
-    rows = [[SEQUENCES[0], SEQUENCES[1]], [SEQUENCES[2]]]
-    learned = [[np.array([0, 1, 0, 1, 1], bool), np.array([0, 1], bool)], [np.array([0, 0, 0, 1], bool)]]
-    batch = TokenBatch.of_documents(rows, learned)
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 1, 2], [3, 4, 11, 12, 0, 0, 0]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1], [0, 1, 2, 3, 4, 5, 6]]
+def test_sequences_share_rows_and_are_told_apart_by_their_positions():
+    marks = [np.array(mark, bool) for mark in ([0, 1, 0, 1, 1], [0, 1], [0, 0, 0, 1])]
+    batch = TokenBatch.of_marked(SEQUENCES, marks, rows=[[2], [0, 1]])
+    assert batch.input_ids.tolist() == [[3, 4, 11, 12, 0, 0, 0], [5, 6, 7, 8, 9, 1, 2]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 0, 1]]
+    # Sequence by sequence, wherever these lie.
     assert batch.targets.tolist() == [6, 8, 9, 2, 12]
-    assert batch.positions.tolist() == [0, 2, 3, 5, 9]
-    assert batch.mask.tolist() == [[True] * 4, [True, False, False, False]]
-    assert batch.pad(torch.arange(1.0, 6.0)).tolist() == [[1, 2, 3, 4], [5, 0, 0, 0]]
+    assert batch.positions.tolist() == [7, 9, 10, 12, 2]
+    assert batch.mask.tolist() == [[True] * 3, [True, False, False], [True, False, False]]
+    assert batch.pad(torch.arange(1.0, 6.0)).tolist() == [[1, 2, 3], [4, 0, 0], [5, 0, 0]]
 
 
-def test_one_document_per_row_is_the_plain_batch():
-    learned = [np.arange(len(tokens)) >= prompt for tokens, prompt in zip(SEQUENCES, PROMPTS, strict=True)]
-    rows = TokenBatch.of_documents([[tokens] for tokens in SEQUENCES], [[marks] for marks in learned])
-    plain = TokenBatch.build(SEQUENCES, PROMPTS)
-    assert rows.position_ids is None
+@pytest.mark.parametrize("rows", [None, [[2], [0], [1]]])
+def test_one_sequence_per_row_is_the_plain_batch(rows):
+    marks = [np.arange(len(tokens)) >= prompt for tokens, prompt in zip(SEQUENCES, PROMPTS, strict=True)]
+    marked, plain = TokenBatch.of_marked(SEQUENCES, marks, rows=rows), TokenBatch.build(SEQUENCES, PROMPTS, rows=rows)
+    assert marked.position_ids is None
     for name in ("input_ids", "positions", "targets", "slots", "mask"):
-        assert torch.equal(getattr(rows, name), getattr(plain, name))
+        assert torch.equal(getattr(marked, name), getattr(plain, name))
 
 
-def test_a_document_s_first_token_has_nothing_to_predict_it():
+def test_a_sequence_s_first_token_has_nothing_to_predict_it():
     with pytest.raises(DataError, match="covers its first token"):
-        TokenBatch.of_documents([[SEQUENCES[1]]], [[np.array([True, True])]])
+        TokenBatch.of_marked([SEQUENCES[1]], [np.array([True, True])])
 
 
 def test_an_empty_prompt_is_refused():

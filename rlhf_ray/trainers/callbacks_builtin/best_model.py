@@ -50,7 +50,7 @@ class BestModel(Callback):
         return asdict(self.best) if self.best else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = Best(**state)
+        self.best = Best(**state) if state else None
 
     def _offer(self, iteration: int, reward: float) -> None:
         """Export the policy that the learner holds if it is the best."""

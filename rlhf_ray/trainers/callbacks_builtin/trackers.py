@@ -39,6 +39,8 @@ class TrackerCallback(Callback, ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._last_step = state["last_step"]
+        if self._tracker is not None:  # the run goes back
+            self._tracker.rewind(self._last_step or 0)
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         assert self._tracker is not None, "on_train_start comes first"

@@ -1,0 +1,116 @@
+"""What a PPO run is between two iterations: kept in checkpoints, put back by a resume or a recovery."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL, make_kl_controller
+from rlhf_ray.config import PPOConfig
+from rlhf_ray.data.order import cursor, moved
+from rlhf_ray.errors import ConfigError
+from rlhf_ray.rewards.normalise import RewardNormalizer
+from rlhf_ray.tracking.console import Console
+from rlhf_ray.trainers.callbacks import Callbacks
+from rlhf_ray.trainers.ppo_actors import PPOActors
+from rlhf_ray.trainers.results import PPOResult, read_history
+from rlhf_ray.trainers.run_folder import RunFolder
+from rlhf_ray.trainers.session import Session
+
+
+class PPOState:
+    """The state of a trainer's run, with the ways to a checkpoint and back."""
+
+    config: PPOConfig
+    console: Console
+    session: Session
+    folder: RunFolder
+    callbacks: Callbacks
+    kl: FixedKL | AdaptiveKL
+    normalizer: RewardNormalizer
+    actors: PPOActors | None
+    stop_reason: str | None
+    _held_out: Any
+    _evaluated_after: int | None
+    _attempt: int  # -1 before the first
+    _first_callbacks: dict[str, Any]  # their states before the run
+    _announced: bool  # to the callbacks
+    _whole: int | None  # iterations so far, while no iteration is in progress
+    _metric: float | None  # by which the last checkpoint is compared with others
+    _prompts: int  # rows of training data
+
+    def _begin_state(self, prompts: int) -> None:
+        """A run over so many prompts begins, or goes on from the session's checkpoint."""
+        self._prompts, self._metric, self._whole = prompts, None, None
+        self._attempt, self._announced = -1, False
+        self._first_callbacks = self.callbacks.state_dict()
+
+    def _restore(self, result: PPOResult) -> None:
+        """Go to the session's checkpoint, or to the beginning; the learner's ranks are new."""
+        again, resumed = self._attempt >= 0, self.session.resumed
+        step, state = (resumed.step, resumed.state) if resumed is not None else (0, {})
+        if resumed is not None:
+            with self.console.progress("loading the checkpoint"):
+                self._running().learner.load(resumed.learner)
+        self.kl, self.normalizer = make_kl_controller(self.config.kl), RewardNormalizer(self.config.rewards)
+        self.kl.load_state_dict(state.get("kl", self.kl.state_dict()))
+        self.normalizer.load_state_dict(state.get("normalizer", {}))
+        if again:
+            self.session.trackers.rewind(step)
+            self.callbacks.rewind(state.get("callbacks", self._first_callbacks))
+            self.stop_reason = state.get("stop_reason")
+        else:
+            self.callbacks.load_state_dict(state.get("callbacks", {}))
+            if "data" in state and (why := moved(state["data"], self._cursor(step))):
+                self.console.warn(why)
+            if resumed is not None:
+                self.console.note(f"resuming after iteration {step}")
+        self._attempt = max(self._attempt, state.get("attempt", -1)) + 1
+        self.session.failures.attempt = self._attempt
+        self._evaluated_after = None
+        result.iterations = self._whole = step
+        result.history = read_history(self.folder.metrics_file, step)
+
+    def _checkpoint(self, iterations: int) -> None:
+        """Begin a checkpoint; what it is to follow on disk is there first."""
+        self._running().finish_writing()
+        self._write_checkpoint(iterations)
+
+    def _write_checkpoint(self, iterations: int) -> None:
+        state = {
+            "attempt": self._attempt,
+            "kl": self.kl.state_dict(),
+            "normalizer": self.normalizer.state_dict(),
+            "callbacks": self.callbacks.state_dict(),
+            "stop_reason": self.stop_reason,
+            "data": self._cursor(iterations),
+        }
+        self.session.write_checkpoint(iterations, state, self._running().learner, self._metric)
+
+    def _checkpoint_metric(self, result: PPOResult) -> float | None:
+        """By what checkpoints are compared: the held-out reward where that is measured regularly, else the samples'."""
+        if not self.config.evaluation.every or self._held_out is None:
+            return result.history[-1]["reward/mean"]
+        if self._evaluated_after != result.iterations or result.after is None:
+            return None
+        return float(np.nanmean(result.after.reward))
+
+    def _cursor(self, iterations: int) -> dict[str, int]:
+        return cursor(self._prompts, self.config.ppo.prompts_per_iteration, iterations)
+
+    def export_policy(self, folder: Path) -> None:
+        """Save the policy that the learner of the run holds now as a Hugging Face folder."""
+        self._running().learner.export(folder)
+
+    def _rescue(self) -> None:
+        """A callback raised: save the policy, and between two iterations a checkpoint, so that none of them is lost."""
+        self.console.warn("a callback raised: saving the policy before the run ends")
+        self.export_policy(self.folder.policy)
+        if self._whole:
+            self._write_checkpoint(self._whole)
+        self.session.checkpoints.settle()
+
+    def _running(self) -> PPOActors:
+        if self.actors is None:
+            raise ConfigError("no run is going on: this works from callbacks only")
+        return self.actors
