@@ -164,13 +164,9 @@ class Replicas:
 
     def _begin(self, replica: Replica) -> None:
         replica.handle = self._start(replica.index)
-        replica.life, replica.state, replica.since, replica.missed = (
-            replica.life + 1,
-            State.STARTING,
-            time.monotonic(),
-            0,
-        )
         replica.loaded = replica.handle.ready.remote()
+        replica.state, replica.since = State.STARTING, time.monotonic()
+        replica.life, replica.missed = replica.life + 1, 0
 
     def _take_loaded(self, replica: Replica) -> None:
         who = f"{self.name}/{replica.index}"
