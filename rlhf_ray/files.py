@@ -1,4 +1,4 @@
-"""Files that outlive a crash: on disk before they count, whole or not there, a full disk told apart from other errors."""
+"""Files that outlive a crash: on disk before they count, whole or not there; a full disk told from other errors."""
 
 import errno
 import hashlib
@@ -44,9 +44,13 @@ def sync(path: Path) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Replace `path` by a file of `text`, on disk when this returns; a crash leaves the old one or the new one."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    sync(aside)
-    os.replace(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_FILE, ENVIRONMENT_FILE = "config.yaml", "environment.json"
+#: In the folder of a pipeline, whose stages have theirs: its configuration.
+PIPELINE_CONFIG = "pipeline.yaml"
 #: The trained model of a run, in Hugging Face format.
 POLICY_FOLDER = "policy"
 #: Ray's job supervisor sets this variable for the driver that `ray job submit` starts, and for nobody else.

@@ -56,7 +56,7 @@ class EvaluationRun:
             if judge is not None:
                 judge.check()
             self.folder = RunFolder.create(config.run, "eval")
-            self.folder.write_start(config)
+            self.folder.write_start(config, "eval")
             self.console.stage("Evaluation", " and ".join(self.report.models))
             cluster = connect(config.resources, config.tracking.verbose)  # one Ray for all phases
             try:

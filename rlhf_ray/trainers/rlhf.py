@@ -18,12 +18,16 @@ from pathlib import Path
 from rlhf_ray.actors.runtime import connect, disconnect
 from rlhf_ray.config.arithmetic import ppo_arithmetic
 from rlhf_ray.config.common import RunSection
+from rlhf_ray.config.load import mapping_yaml
 from rlhf_ray.config.rlhf import RLHFConfig, StageConfig, fill, placeholders
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.evaluation.report import Report
+from rlhf_ray.files import write_whole
 from rlhf_ray.tracking.console import Console
+from rlhf_ray.tracking.record import PIPELINE_CONFIG
 from rlhf_ray.trainers.callbacks import Callback
 from rlhf_ray.trainers.results import PPOResult
+from rlhf_ray.trainers.run_lock import RunLock
 from rlhf_ray.trainers.stage_cache import Ingredients, Plan, StageCache
 from rlhf_ray.trainers.stage_result import StageResult
 from rlhf_ray.trainers.stages import STAGES, StageOutcome
@@ -66,8 +70,18 @@ class RLHFTrainer:
             raise ConfigError(f"no stage {start!r} to start from: there are {', '.join(names)}")
         if self.config.ppo is not None:
             ppo_arithmetic(self.config.ppo)  # what does not divide is refused before the first stage, not after it
-        first = next(iter(self.config.stages.values()))
         result = RLHFResult(self.root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with RunLock(self.root).held(self.console.warn):
+            # Only what was set: a stage's own seed, say, is otherwise the pipeline's.
+            content = mapping_yaml(self.config.model_dump(mode="json", exclude_unset=True))
+            write_whole(self.root / PIPELINE_CONFIG, content)
+            self._run_all(names, start, result)
+        self._summarise(result)
+        return result
+
+    def _run_all(self, names: list[str], start: str | None, result: RLHFResult) -> None:
+        first = next(iter(self.config.stages.values()))
         cluster = connect(first.resources, first.tracking.verbose)  # one Ray for all of them
         try:
             for position, name in enumerate(names):
@@ -80,8 +94,6 @@ class RLHFTrainer:
                     break
         finally:
             disconnect(cluster)
-        self._summarise(result)
-        return result
 
     def train_sft(self) -> StageResult:
         """Fine-tune on the demonstrations."""

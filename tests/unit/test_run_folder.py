@@ -62,9 +62,9 @@ def test_open_needs_a_run(tmp_path: Path) -> None:
 def test_each_start_keeps_the_config_and_every_start(tmp_path: Path) -> None:
     config = SFTConfig.model_validate({"model": {"name": "m"}, "data": {"path": "d"}})
     created = RunFolder.create(RunSection(root=str(tmp_path), name="a"), "sft")
-    created.write_start(config)
+    created.write_start(config, "sft")
     folder = RunFolder.open(created.path)
-    folder.write_start(config)
+    folder.write_start(config, "sft")
     assert load_config(SFTConfig, [folder.config_file]) == config
     starts = json.loads(folder.environment_file.read_text())
     assert len(starts) == 2
