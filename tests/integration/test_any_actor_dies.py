@@ -28,7 +28,8 @@ def test_a_death_of_every_kind_changes_nothing(exact_run: Path, tiny: TinyRuns, 
         folder = PPOTrainer(exact(tiny, tmp_path, "mortal"), callbacks=[schedule]).train().folder
     assert schedule.pending == []
     lines = [json.loads(line) for line in (folder / FAILURES_FILE).read_text().splitlines()]
-    assert {line["actor"] for line in lines if line["cause"]} == {hit.actor for hit in HITS}
+    lost = {line["actor"].replace("learner/all", "learner/0") for line in lines if line["cause"]}
+    assert lost == {hit.actor for hit in HITS}
     assert all(line["kind"] == "infrastructure" for line in lines)
     assert_same_run(folder, exact_run, resampled=True)
     assert ray.util.list_named_actors() == []
