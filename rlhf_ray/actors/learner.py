@@ -116,10 +116,10 @@ class Learner:
         assert isinstance(self._objective, DPOObjective)
         self._objective.set_reference(train, held_out)
 
-    def step(self, rows: np.ndarray) -> dict[str, float]:
-        """One optimiser step on these rows of the training table."""
+    def step(self, rows: np.ndarray, number: int | None = None) -> dict[str, float]:
+        """One optimiser step on these rows of the training table, the run's step `number`."""
         assert isinstance(self._objective, SFTObjective | PairwiseObjective | DPOObjective)
-        return self._thread.call("training", self._objective.step, rows)
+        return self._thread.call("training", self._objective.step, rows, number)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics over the evaluation table."""

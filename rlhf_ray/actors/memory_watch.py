@@ -41,7 +41,9 @@ def account(error: RayError) -> str:
     if not told and seen.use["node_used_bytes"] < PRESSURE * seen.use["node_bytes"]:
         return ""
     verdict = "" if told else "Probably it was killed for its memory. "
-    return f" {verdict}When last asked, {time.monotonic() - seen.when:.0f} s ago: {shown(seen.use)} {advice(seen.actor)}"
+    return (
+        f" {verdict}When last asked, {time.monotonic() - seen.when:.0f} s ago: {shown(seen.use)} {advice(seen.actor)}"
+    )
 
 
 class MemoryWatch:

@@ -18,7 +18,6 @@ from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.group import LearnerGroup, Sums
 from rlhf_ray.learner.guards import Origin
 from rlhf_ray.learner.packing import Pass, Passes, check_packing
-from rlhf_ray.learner.quarantine import table_rows
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
 from rlhf_ray.models.batching import Rows, TokenBatch
@@ -78,12 +77,15 @@ class DPOObjective:
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def step(self, rows: np.ndarray) -> dict[str, float]:
-        """One optimiser step on the pairs `rows` (indices of the global minibatch); global metrics."""
+    def step(self, rows: np.ndarray, number: int | None = None) -> dict[str, float]:
+        """One optimiser step on the pairs `rows` (indices of the global minibatch); global metrics.
+
+        `number` is the run's count of steps, from 1; None: the optimiser's, which a rollback takes back.
+        """
         sums = Sums()
         for made in self.policy.accumulating(self.passes.plan(rows, self.train.lengths)):
             self.policy.backward(self._loss(self.train, made, sums) / len(rows))
-        stats = self.policy.step(Origin(self.policy.steps + 1, 1, lambda: table_rows(self._table, rows, self.group)))
+        stats = self.policy.step(Origin.of_rows(number or self.policy.steps + 1, self._table, rows, self.group))
         means = {name: total / len(rows) for name, total in sums.over(self.group).items()}
         return {
             "loss/dpo": means["loss"],

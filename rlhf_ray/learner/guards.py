@@ -12,12 +12,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from rlhf_ray.config.guards import GuardsSection
 from rlhf_ray.errors import BadUpdate, DataError
 from rlhf_ray.learner.group import LearnerGroup
-from rlhf_ray.learner.quarantine import keep_batch
+from rlhf_ray.learner.quarantine import keep_batch, table_rows
 
 WINDOW = 64  # steps that the median is taken over
 FEWEST = 8  # steps without which there is none
@@ -32,6 +33,11 @@ class Origin:
     iteration: int  # of the run, from 1; in the supervised stages a step is one
     step: int  # of this network within the iteration, from 1
     rows: Callable[[], pa.Table]  # this rank's samples as they went into the loss
+
+    @classmethod
+    def of_rows(cls, step: int, table: pa.Table, rows: np.ndarray, group: LearnerGroup) -> "Origin":
+        """A supervised step on `rows` of a table that every rank has."""
+        return cls(step, 1, lambda: table_rows(table, rows, group))
 
 
 class UpdateGuard:

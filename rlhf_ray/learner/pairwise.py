@@ -11,7 +11,6 @@ from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.learner.group import LearnerGroup, Sums
 from rlhf_ray.learner.guards import Origin
 from rlhf_ray.learner.packing import Pass, Passes, check_packing
-from rlhf_ray.learner.quarantine import table_rows
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
 from rlhf_ray.models.batching import TokenBatch
@@ -37,8 +36,11 @@ class PairwiseObjective:
             with reward.evaluating():
                 check_packing(reward.network, group.device, "reward.packing")
 
-    def step(self, rows: np.ndarray) -> dict[str, float]:
-        """One optimiser step on the pairs `rows` (indices of the global minibatch); global metrics."""
+    def step(self, rows: np.ndarray, number: int | None = None) -> dict[str, float]:
+        """One optimiser step on the pairs `rows` (indices of the global minibatch); global metrics.
+
+        `number` is the run's count of steps, from 1; None: the optimiser's, which a rollback takes back.
+        """
         sums, section = Sums(), self.section
         for made in self.reward.accumulating(self.passes.plan(rows, self.train.lengths)):
             members, (chosen, rejected) = made.items, self._scores(self.train, made)
@@ -46,7 +48,7 @@ class PairwiseObjective:
             loss = pairwise_loss(chosen, rejected, margins, section.label_smoothing, section.center_coef)
             self.reward.backward(loss.loss_sum / len(rows))
             sums.add(loss=loss.loss_sum, correct=loss.correct, margin=loss.margin_sum)
-        stats = self.reward.step(Origin(self.reward.steps + 1, 1, lambda: table_rows(self._table, rows, self.group)))
+        stats = self.reward.step(Origin.of_rows(number or self.reward.steps + 1, self._table, rows, self.group))
         total = sums.over(self.group)
         return {
             "loss/pairwise": total["loss"] / len(rows),

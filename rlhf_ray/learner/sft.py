@@ -9,7 +9,6 @@ from rlhf_ray.config.sft import LossOn, SFTConfig
 from rlhf_ray.learner.group import LearnerGroup, Sums
 from rlhf_ray.learner.guards import Origin
 from rlhf_ray.learner.packing import Pass, Passes, check_packing
-from rlhf_ray.learner.quarantine import table_rows
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
 from rlhf_ray.models.batching import TokenBatch
@@ -32,8 +31,11 @@ class SFTObjective:
             with policy.evaluating():
                 check_packing(policy.network, group.device, "sft.packing")
 
-    def step(self, rows: np.ndarray) -> dict[str, float]:
-        """One optimiser step on `rows` (indices of the global minibatch); global metrics."""
+    def step(self, rows: np.ndarray, number: int | None = None) -> dict[str, float]:
+        """One optimiser step on `rows` (indices of the global minibatch); global metrics.
+
+        `number` is the run's count of steps, from 1; None: the optimiser's, which a rollback takes back.
+        """
         tokens, sums = max(self.train.learned_tokens(rows), 1), Sums()
         for made in self.policy.accumulating(self._plan(self.train, rows)):
             batch = self.train.batch(made, self.group.device)
@@ -41,7 +43,7 @@ class SFTObjective:
             loss = sft_loss(batch.pad(output.logprobs), batch.mask)
             self.policy.backward(loss / tokens)
             sums.add(loss=loss, correct=output.likeliest.sum())
-        stats = self.policy.step(Origin(self.policy.steps + 1, 1, lambda: table_rows(self._table, rows, self.group)))
+        stats = self.policy.step(Origin.of_rows(number or self.policy.steps + 1, self._table, rows, self.group))
         total = sums.over(self.group)
         return {
             "loss/sft": total["loss"] / tokens,

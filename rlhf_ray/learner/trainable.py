@@ -139,6 +139,8 @@ class Trainable:
         return {"steps": self.steps, "loss_scale": self.loss_scale, "guard": self.guard.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; what was accumulated for a step goes."""
+        self.discard()
         self.steps, self.loss_scale = state["steps"], state["loss_scale"]
         self.guard.load_state_dict(state.get("guard", {}))
 

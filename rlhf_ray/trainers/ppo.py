@@ -27,7 +27,7 @@ from rlhf_ray.data.holdout import with_held_out
 from rlhf_ray.data.order import draw
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import BadUpdate, ConfigError
 from rlhf_ray.learner.ppo import PPOIteration
 from rlhf_ray.rewards.check import check_reward_columns
 from rlhf_ray.rewards.compose import Composed
@@ -41,6 +41,7 @@ from rlhf_ray.trainers.callbacks_builtin import configured_callbacks
 from rlhf_ray.trainers.digests import write_digests
 from rlhf_ray.trainers.dynamic_sampling import refill
 from rlhf_ray.trainers.evaluation import show_samples
+from rlhf_ray.trainers.guarding import review_updates
 from rlhf_ray.trainers.policy_use import PolicyUse
 from rlhf_ray.trainers.ppo_actors import PPOActors, check_before_start, prompt_limit
 from rlhf_ray.trainers.ppo_metrics import describe_rollouts, throughput
@@ -200,6 +201,7 @@ class PPOTrainer(PPOState, PolicyUse, StopRequests):
             callbacks.on_reward(number, rollouts, composed)
             faults.reach("composed")
             metrics = self._learn(rollouts, composed, iteration, actors)
+            review_updates(metrics, result.history, config.guards, session.failures)
             faults.reach("trained")
             sync = self._publish(number)
             faults.reach("published")
@@ -214,7 +216,8 @@ class PPOTrainer(PPOState, PolicyUse, StopRequests):
             }
             metrics["seconds/total"] = time.monotonic() - started
             metrics |= throughput(rollouts, metrics["seconds/total"]) | session.failures.metrics()
-            self.kl.update(metrics.get("kl/mean", 0.0), int(metrics["samples/trained"]), iteration)
+            if "kl/mean" in metrics:
+                self.kl.update(metrics["kl/mean"], int(metrics["samples/trained"]), iteration)
             result.history.append(metrics)
             result.iterations = self._whole = number
             session.trackers.log(number, metrics)
@@ -287,9 +290,12 @@ class PPOTrainer(PPOState, PolicyUse, StopRequests):
         samples = [batch.samples for batch in rollouts.batches]
         what = f"iteration {iteration + 1}"
         with self.console.progress(f"{what}: training"):
-            metrics, gap = actors.learner.call(what, "train_ppo", index, samples, rollouts.references, step)
+            try:
+                metrics, gap = actors.learner.call(what, "train_ppo", index, samples, rollouts.references, step)
+                metrics |= {"audit/mean_gap": gap.mean, "audit/max_gap": gap.max, "audit/tokens": gap.tokens}
+            except BadUpdate as error:
+                metrics = self._roll_back(error)
         metrics |= shaped.metrics() | {"samples/rounds": rollouts.rounds}
-        metrics |= {"audit/mean_gap": gap.mean, "audit/max_gap": gap.max, "audit/tokens": gap.tokens}
         return dict(metrics | {"seconds/train": time.monotonic() - started})
 
     def _publish(self, version: int) -> SyncReport:

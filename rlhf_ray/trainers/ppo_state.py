@@ -8,10 +8,11 @@ import numpy as np
 from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL, make_kl_controller
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.data.order import cursor, moved
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import BadUpdate, ConfigError
 from rlhf_ray.rewards.normalise import RewardNormalizer
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.callbacks import Callbacks
+from rlhf_ray.trainers.guarding import roll_back
 from rlhf_ray.trainers.ppo_actors import PPOActors
 from rlhf_ray.trainers.results import PPOResult, read_history
 from rlhf_ray.trainers.run_folder import RunFolder
@@ -70,6 +71,13 @@ class PPOState:
         self._evaluated_after = None
         result.iterations = self._whole = step
         result.history = read_history(self.folder.metrics_file, step)
+
+    def _roll_back(self, error: BadUpdate) -> dict[str, float]:
+        """The learner alone goes back to the last checkpoint, and publishes as a new attempt."""
+        metrics = roll_back(self.session, error, self._running().restart_learner)
+        self._attempt += 1
+        self.session.failures.attempt = self._attempt
+        return metrics
 
     def _checkpoint(self, iterations: int) -> None:
         """Begin a checkpoint; what it is to follow on disk is there first."""

@@ -21,10 +21,12 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.data.holdout import with_held_out
 from rlhf_ray.data.order import cursor, draw, moved
 from rlhf_ray.data.report import Loaded
+from rlhf_ray.errors import BadUpdate
 from rlhf_ray.hub import check_model, load_tokenizer
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.build_supervised import build_supervised
 from rlhf_ray.trainers.callbacks import Callback, Callbacks, StopRequests
+from rlhf_ray.trainers.guarding import ROLLED_BACK, review_updates, roll_back
 from rlhf_ray.trainers.recovery import Loss, Recovery
 from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.session import Session, learner_needs, put
@@ -156,10 +158,7 @@ class _Run:
         """From the last checkpoint, or the beginning, to the end; the learner is started for it."""
         if loss is None or loss.everything:
             self.session.reserve(learner_needs(self.config))
-        with self.console.progress("starting the learner"):
-            self.learner = self.session.start_learner()
-            self.learner.join(self.total)
-            self.t.start_objective(self.learner, *self.tables)
+        self._start_learner()
         self._restore()
         recovery.settled()
         if not self.done and not self.result.before and self.evaluates:
@@ -169,6 +168,14 @@ class _Run:
             self.callbacks.on_train_start(self.t)
         self._loop()
         return self._finish()
+
+    def _start_learner(self) -> None:
+        """New ranks, as they are at the start of the run, in place of those that there may be."""
+        self.session.end_learner()
+        with self.console.progress("starting the learner"):
+            self.learner = self.session.start_learner()
+            self.learner.join(self.total)
+            self.t.start_objective(self.learner, *self.tables)
 
     @property
     def evaluates(self) -> bool:
@@ -207,7 +214,7 @@ class _Run:
             for step in range(self.done, self.total):
                 metrics = self._step(step)
                 last = step + 1 == self.total or self.stopping
-                shown = self.t.show(metrics)
+                shown = {} if metrics.keys() >= ROLLED_BACK.keys() else self.t.show(metrics)
                 advance(1, "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
                 if last:
                     self.console.step(step + 1, self.total, shown)
@@ -230,7 +237,11 @@ class _Run:
         faults.reach("draw")
         started = time.monotonic()
         rows = draw(self.rows, self.per_step, step, config.run.seed, config.data.shuffle)
-        metrics: dict[str, float] = self.learner.call(f"step {step}", "step", rows)
+        try:
+            metrics: dict[str, float] = self.learner.call(f"step {step}", "step", rows, step + 1)
+        except BadUpdate as error:
+            metrics = roll_back(self.session, error, self._start_learner)
+        review_updates(metrics, self.result.history, config.guards, self.session.failures)
         metrics["seconds/total"] = time.monotonic() - started
         metrics |= self.session.failures.metrics()
         faults.reach("trained")

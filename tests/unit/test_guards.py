@@ -142,6 +142,21 @@ def test_an_accumulated_gradient_is_dropped_with_a_refused_step(group, model, po
     assert all(parameter.grad is None for parameter in learner.trainables["policy"].parameters.values())
 
 
+def test_a_learner_that_goes_back_trains_as_if_nothing_had_been(group, model, tmp_path, poisoned):
+    learners = [ppo(group, model, tmp_path, "rollback", ppo={"advantage": "reinforce_pp"}) for _ in range(2)]
+    good = rollouts(3, SAMPLES)
+    for number, learner in enumerate(learners):
+        objective = learner.ppo("float32")
+        objective.train(*good, PPOIteration(0, 0.1))
+        learner.save(tmp_path / str(number))
+        if number:
+            with pytest.raises(BadUpdate):
+                objective.train(*poisoned, PPOIteration(1, 0.1))
+            learner.load(tmp_path / str(number))
+        objective.train(*good, PPOIteration(2, 0.1))
+    assert largest_difference(*map(weights, learners)) == 0
+
+
 def test_half_precision_without_room_to_scale_down_is_bad_too(group, model):
     learner = LearnerRank(sft_config(model, learner={"dtype": "float16"}), group, 10)
     policy, objective = learner.trainables["policy"], learner.sft(demonstrations(0, 6), None)
