@@ -1,7 +1,7 @@
 """Waiting for actors: never without a deadline, and an error that names who, doing what, for how long."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -11,6 +11,8 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 from rlhf_ray.actors import memory
 from rlhf_ray.actors.memory_watch import account
 from rlhf_ray.errors import ActorLost, DeadlineError, ObjectLost, OutOfMemory, RLHFRayError
+
+MEANWHILE_S = 5.0  # how often a long wait looks up
 
 
 def result(ref: ray.ObjectRef, who: str) -> Any:
@@ -54,14 +56,26 @@ def call_all(
 
 
 def wait_all(
-    refs: Sequence[ray.ObjectRef], actors: Sequence[ActorHandle], who: str, what: str, *, deadline_s: float
+    refs: Sequence[ray.ObjectRef],
+    actors: Sequence[ActorHandle],
+    who: str,
+    what: str,
+    *,
+    deadline_s: float,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> list[Any]:
-    """The values of `refs` in order, where refs[i] is a call to actors[i], named `<who>/<i>` in errors."""
+    """The values of `refs` in order, where refs[i] is a call to actors[i], named `<who>/<i>` in errors.
+
+    `meanwhile` is called every few seconds, and may raise when there is nothing to wait for any more.
+    """
     deadline, waiting = time.monotonic() + deadline_s, list(refs)
     values: dict[ray.ObjectRef, Any] = {}
     while waiting:
-        ready, waiting = ray.wait(waiting, timeout=max(deadline - time.monotonic(), 0))
-        if not ready:
+        left_s = max(deadline - time.monotonic(), 0)
+        ready, waiting = ray.wait(waiting, timeout=min(left_s, MEANWHILE_S))
+        if not ready and left_s > MEANWHILE_S:
+            meanwhile()
+        elif not ready:
             slow = refs.index(waiting[0])
             raise DeadlineError(
                 f"waited {deadline_s:g} s for {who}/{slow} ({what}); it is {describe_health(actors[slow])}. "

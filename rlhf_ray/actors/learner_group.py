@@ -1,7 +1,7 @@
 """The learner ranks as one: every call goes to all of them, rank 0's answer counts."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from rlhf_ray.files import FileDigest
 class LearnerRanks:
     """Handles of `Learner` actors in rank order."""
 
-    def __init__(self, actors: list[ActorHandle], resources: ResourcesSection) -> None:
-        self.actors, self._resources = actors, resources
+    def __init__(
+        self, actors: list[ActorHandle], resources: ResourcesSection, require_places: Callable[[], None]
+    ) -> None:
+        """`require_places` raises where ranks that start wait for places that are gone with their node."""
+        self.actors, self._resources, self._require_places = actors, resources, require_places
         self.doing = "load"  # the method last called
 
     def call(self, what: str, method: str, *arguments: Any, deadline_s: float | None = None) -> Any:
@@ -40,12 +43,15 @@ class LearnerRanks:
         return self._ask_first("address")
 
     def _ask_first(self, method: str) -> str:
-        deadline_s = self._resources.start_timeout_s
-        return str(call_all(self.actors[:1], "learner", "starting", method, deadline_s=deadline_s)[0])
+        return str(self._started([getattr(self.actors[0], method).remote()], "starting")[0])
 
     def finish_join(self, joining: list[ray.ObjectRef]) -> dict[str, Any]:
-        deadline_s = self._resources.start_timeout_s
-        return dict(wait_all(joining, self.actors, "learner", "loading the model", deadline_s=deadline_s)[0])
+        return dict(self._started(joining, "loading the model")[0])
+
+    def _started(self, refs: list[ray.ObjectRef], what: str) -> list[Any]:
+        """The answers of ranks that may have to be placed first."""
+        deadline_s, meanwhile = self._resources.start_timeout_s, self._require_places
+        return wait_all(refs, self.actors, "learner", what, deadline_s=deadline_s, meanwhile=meanwhile)
 
     def snapshot(self) -> None:
         """Have every rank copy its state for a checkpoint."""

@@ -133,6 +133,8 @@ class Replicas:
                 self.lose(replica.index, replica.life, cause, "load")
         if now - self._looked >= PROBE_S:
             self._looked = now
+            if any(replica.state is State.STARTING and replica.life > 1 for replica in self._all):
+                self.supervision.require_places()
             for index in set(busy):
                 self._probe(self._all[index])
 

@@ -66,6 +66,8 @@ class Supervision:
 
     def __init__(self, resources: ResourcesSection | None = None, reports: Reports | None = None) -> None:
         self.resources, self.reports = resources or ResourcesSection(), reports or Unheard()
+        #: Raises PlacementLost where actors that start wait for places that are gone with their node.
+        self.require_places: Callable[[], None] = lambda: None
         self._budgets: dict[str, RestartBudget] = {}
 
     def budget(self, kind: str) -> RestartBudget:

@@ -14,14 +14,17 @@ from ray.actor import ActorHandle
 from rlhf_ray.actors.calls import find_lost
 from rlhf_ray.actors.learner import Learner
 from rlhf_ray.actors.learner_group import LearnerRanks
+from rlhf_ray.actors.memory_watch import MemoryWatch
 from rlhf_ray.actors.placement import ActorNeed, Placement, place, place_again
 from rlhf_ray.actors.runtime import ActorStarter, Cluster, connect, disconnect
 from rlhf_ray.actors.supervision import Supervision
+from rlhf_ray.actors.thread import CALL_TIMEOUT
 from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.errors import InfrastructureError, RLHFRayError
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.tracking.tracker import Trackers, make_trackers, restore_tracker_ids, tracker_ids
 from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints
+from rlhf_ray.trainers.disk import DiskGuard
 from rlhf_ray.trainers.failure_log import FAILURES_FILE, FailureLog
 from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.run_lock import RunLock
@@ -57,6 +60,8 @@ class ActorSession:
         threads = self.config.resources.threads or self.cluster.cores_per_node
         self.starter = ActorStarter(self.name, self.logs, threads)
         self.starter.await_predecessor()
+        watch = MemoryWatch(self.starter.actors)
+        ending.callback(watch.close)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.failed, self.error = error is not None, error
@@ -82,6 +87,7 @@ class ActorSession:
         resources, before = self.config.resources, self.placement
         if before is None:
             self.placement = place(needs, self.cluster, resources)
+            self.supervision.require_places = self.require_places
             self._ending.callback(self._release)
             self._ending.callback(self.starter.end)  # first, and whatever ends the run
         else:
@@ -113,6 +119,7 @@ class ActorSession:
         self.require_places()
         assert self.placement is not None
         place = self.placement.places[kind, index]
+        environment = {CALL_TIMEOUT: str(self.config.resources.call_timeout_s)} | (environment or {})
         return self.starter.start(kind, index, place, cls, *arguments, environment=environment)
 
 
@@ -126,6 +133,7 @@ class Session(ActorSession):
         super().__init__(config, self.folder.name, self.folder.logs)
         self.failures.path, self.failures.console = self.folder.path / FAILURES_FILE, console
         self.checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint, console.warn)
+        self.disk = DiskGuard(self.folder.path, config.guards.min_free_disk_mib, console.warn)
         self.lock = RunLock(self.folder.path)
         self.lock.acquire(console.warn)
         try:
@@ -176,6 +184,7 @@ class Session(ActorSession):
         self, step: int, state: dict[str, Any], learner: LearnerRanks, metric: float | None = None
     ) -> None:
         """`Checkpoints.write`, with the state that is the session's own."""
+        self.disk.check("a checkpoint")
         state = state | {"trackers": tracker_ids(self.folder.path)}
         with self.console.progress("checkpoint"):
             self.checkpoints.write(step, state, learner, metric)
@@ -190,8 +199,9 @@ class Session(ActorSession):
     def start_learner(self) -> LearnerRanks:
         """New ranks, which have yet to join."""
         size = self.config.learner.ranks
-        actors = [self.start("learner", rank, Learner, self.config, rank, size) for rank in range(size)]
-        self.learner = LearnerRanks(actors, self.config.resources)
+        arguments = (size, str(self.folder.quarantine))
+        actors = [self.start("learner", rank, Learner, self.config, rank, *arguments) for rank in range(size)]
+        self.learner = LearnerRanks(actors, self.config.resources, self.require_places)
         return self.learner
 
     def describe(self) -> dict[str, object]:
