@@ -30,24 +30,21 @@ def memory_use() -> dict[str, int]:
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     node = {fields[0]: int(fields[1]) * 1024 for fields in lines if fields[0] in ("MemTotal:", "MemAvailable:")}
-    total, used = node["MemTotal:"], node["MemTotal:"] - node["MemAvailable:"]
-    limit, held = _container()
-    return {"rss_bytes": resident} | (
-        {"node_used_bytes": held, "node_bytes": limit}
-        if limit < total
-        else {"node_used_bytes": used, "node_bytes": total}
-    )
+    used, total = node["MemTotal:"] - node["MemAvailable:"], node["MemTotal:"]
+    if (container := _container()) is not None and container[1] < total:
+        used, total = container
+    return {"rss_bytes": resident, "node_used_bytes": used, "node_bytes": total}
 
 
-def _container(folder: Path = Path("/sys/fs/cgroup")) -> tuple[float, int]:
-    """(limit, in use without what the kernel can drop) of the control group, in bytes; no limit where it has none."""
+def _container(folder: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
+    """(in use without what the kernel can drop, limit) of the control group, in bytes; None where it has no limit."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         held = int((folder / "memory.current").read_text()) - int(statistics["inactive_file"])
     except OSError:  # no control group of the second version
-        return float("inf"), 0
-    return (float("inf"), 0) if limit == "max" else (int(limit), held)
+        return None
+    return None if limit == "max" else (held, int(limit))
 
 
 def ran_out(error: BaseException) -> bool:

@@ -29,10 +29,10 @@ def test_a_container_with_a_limit_is_the_node(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 300\n")
-    assert memory._container(tmp_path) == (1000, 600)
+    assert memory._container(tmp_path) == (600, 1000)
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._container(tmp_path)[0] == float("inf")
-    assert memory._container(tmp_path / "none")[0] == float("inf")
+    assert memory._container(tmp_path) is None
+    assert memory._container(tmp_path / "none") is None
 
 
 def cuda_runs_out():
