@@ -199,6 +199,7 @@ class PPOActors(RolloutActors):
     def write_rollouts(self, stem: str, rollouts: Rollouts, total: np.ndarray) -> None:
         """Have an iteration written to Parquet meanwhile; waits only if the one before is not done."""
         self.finish_writing()
+        self.session.disk.check(f"the rollouts of {stem}")
         rewards = {REWARD_PREFIX + name: values for name, values in rollouts.scores().items()} | {"reward": total}
         ends = np.cumsum([len(batch.meta["prompt_id"]) for batch in rollouts.batches])[:-1]
         split = {name: np.split(values, ends) for name, values in rewards.items()}

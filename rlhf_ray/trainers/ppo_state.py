@@ -108,6 +108,7 @@ class PPOState:
 
     def export_policy(self, folder: Path) -> None:
         """Save the policy that the learner of the run holds now as a Hugging Face folder."""
+        self.session.disk.check("the policy")
         self._running().learner.export(folder)
 
     def _rescue(self) -> None:

@@ -268,6 +268,7 @@ class _Run:
         if self.done < self.total:
             result.steps, result.interrupted = self.done, self.session.stop.requested
             result.stopped_because = self.t.stop_reason
+        self.session.disk.check("the model")
         with self.console.progress("exporting the model"):
             self.t.export(self.learner, self.session.folder.policy)
         for path in self.session.checkpoints.finish():
