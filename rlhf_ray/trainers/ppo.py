@@ -36,7 +36,7 @@ from rlhf_ray.rewards.quarantine import append_failures
 from rlhf_ray.schema import sample_schema
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.build import build_config, resumed_config
-from rlhf_ray.trainers.callbacks import Callback, CallbackError, Callbacks, StopRequests
+from rlhf_ray.trainers.callbacks import Callback, CallbackError, Callbacks
 from rlhf_ray.trainers.callbacks_builtin import configured_callbacks
 from rlhf_ray.trainers.digests import write_digests
 from rlhf_ray.trainers.dynamic_sampling import refill
@@ -54,7 +54,7 @@ from rlhf_ray.trainers.shaping import shape
 from rlhf_ray.weights.publish import SyncReport
 
 
-class PPOTrainer(PPOState, PolicyUse, StopRequests):
+class PPOTrainer(PPOState, PolicyUse):
     """Trains a policy towards a reward. Everything that can be wrong is checked before any actor starts.
 
     Callbacks see `config`, `console`, `folder` (of the run), `total_iterations`, `request_stop` and `export_policy`;
@@ -302,7 +302,7 @@ class PPOTrainer(PPOState, PolicyUse, StopRequests):
         """Make the generators sample from the learner's weights; their digests are kept, per version."""
         actors = self._running()
         actors.learner.doing = "publish"
-        report = actors.sync.publish(version=version, attempt=self._attempt)
+        report = actors.sync.publish(version=version, attempt=self._restorer.attempt)
         write_digests(self.folder.digests, version, report.digests)
         return report
 

@@ -7,19 +7,20 @@ import numpy as np
 
 from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL, make_kl_controller
 from rlhf_ray.config import PPOConfig
-from rlhf_ray.data.order import cursor, moved
+from rlhf_ray.data.order import cursor
 from rlhf_ray.errors import BadUpdate, ConfigError
 from rlhf_ray.rewards.normalise import RewardNormalizer
 from rlhf_ray.tracking.console import Console
-from rlhf_ray.trainers.callbacks import Callbacks
+from rlhf_ray.trainers.callbacks import Callbacks, StopRequests
 from rlhf_ray.trainers.guarding import roll_back
 from rlhf_ray.trainers.ppo_actors import PPOActors
+from rlhf_ray.trainers.restoring import Restorer
 from rlhf_ray.trainers.results import PPOResult, read_history
 from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.session import Session
 
 
-class PPOState:
+class PPOState(StopRequests):
     """The state of a trainer's run, with the ways to a checkpoint and back."""
 
     config: PPOConfig
@@ -30,11 +31,9 @@ class PPOState:
     kl: FixedKL | AdaptiveKL
     normalizer: RewardNormalizer
     actors: PPOActors | None
-    stop_reason: str | None
     _held_out: Any
     _evaluated_after: int | None
-    _attempt: int  # -1 before the first
-    _first_callbacks: dict[str, Any]  # their states before the run
+    _restorer: Restorer
     _announced: bool  # to the callbacks
     _whole: int | None  # iterations so far, while no iteration is in progress
     _metric: float | None  # by which the last checkpoint is compared with others
@@ -42,32 +41,23 @@ class PPOState:
 
     def _begin_state(self, prompts: int) -> None:
         """A run over so many prompts begins, or goes on from the session's checkpoint."""
-        self._prompts, self._metric, self._whole = prompts, None, None
-        self._attempt, self._announced = -1, False
-        self._first_callbacks = self.callbacks.state_dict()
+        self._restorer = Restorer(self.session, self.callbacks, self)
+        self._prompts, self._metric, self._whole, self._announced = prompts, None, None, False
 
     def _restore(self, result: PPOResult) -> None:
         """Go to the session's checkpoint, or to the beginning; the learner's ranks are new."""
-        again, resumed = self._attempt >= 0, self.session.resumed
-        step, state = (resumed.step, resumed.state) if resumed is not None else (0, {})
+        first, resumed = self._restorer.attempt < 0, self.session.resumed
         if resumed is not None:
             with self.console.progress("loading the checkpoint"):
                 self._running().learner.load(resumed.learner)
+        step, state = self._restorer.restore()
         self.kl, self.normalizer = make_kl_controller(self.config.kl), RewardNormalizer(self.config.rewards)
-        self.kl.load_state_dict(state.get("kl", self.kl.state_dict()))
-        self.normalizer.load_state_dict(state.get("normalizer", {}))
-        if again:
-            self.session.trackers.rewind(step)
-            self.callbacks.rewind(state.get("callbacks", self._first_callbacks))
-            self.stop_reason = state.get("stop_reason")
-        else:
-            self.callbacks.load_state_dict(state.get("callbacks", {}))
-            if "data" in state and (why := moved(state["data"], self._cursor(step))):
-                self.console.warn(why)
-            if resumed is not None:
+        if resumed is not None:
+            self.kl.load_state_dict(state["kl"])
+            self.normalizer.load_state_dict(state.get("normalizer", {}))
+            if first:
+                self._restorer.warn_if_moved(state, self._cursor(step))
                 self.console.note(f"resuming after iteration {step}")
-        self._attempt = max(self._attempt, state.get("attempt", -1)) + 1
-        self.session.failures.attempt = self._attempt
         self._evaluated_after = None
         result.iterations = self._whole = step
         result.history = read_history(self.folder.metrics_file, step)
@@ -75,8 +65,7 @@ class PPOState:
     def _roll_back(self, error: BadUpdate) -> dict[str, float]:
         """The learner alone goes back to the last checkpoint, and publishes as a new attempt."""
         metrics = roll_back(self.session, error, self._running().restart_learner)
-        self._attempt += 1
-        self.session.failures.attempt = self._attempt
+        self._restorer.count_attempt()
         return metrics
 
     def _checkpoint(self, iterations: int) -> None:
@@ -85,12 +74,9 @@ class PPOState:
         self._write_checkpoint(iterations)
 
     def _write_checkpoint(self, iterations: int) -> None:
-        state = {
-            "attempt": self._attempt,
+        state = self._restorer.state() | {
             "kl": self.kl.state_dict(),
             "normalizer": self.normalizer.state_dict(),
-            "callbacks": self.callbacks.state_dict(),
-            "stop_reason": self.stop_reason,
             "data": self._cursor(iterations),
         }
         self.session.write_checkpoint(iterations, state, self._running().learner, self._metric)

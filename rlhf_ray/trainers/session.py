@@ -28,7 +28,7 @@ from rlhf_ray.trainers.disk import DiskGuard
 from rlhf_ray.trainers.failure_log import FAILURES_FILE, FailureLog
 from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.run_lock import RunLock
-from rlhf_ray.trainers.run_record import Status
+from rlhf_ray.trainers.run_record import Status, status_of
 
 Config = SFTConfig | RewardModelConfig | DPOConfig | PPOConfig
 #: How long a run that ends waits for the checkpoint that is being written.
@@ -134,6 +134,8 @@ class Session(ActorSession):
         self.failures.path, self.failures.console = self.folder.path / FAILURES_FILE, console
         self.checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint, console.warn)
         self.disk = DiskGuard(self.folder.path, config.guards.min_free_disk_mib, console.warn)
+        #: Whether this goes on with a run that had not come to its end.
+        self.completes = bool(resume) and status_of(self.folder.path) != "finished"
         self.lock = RunLock(self.folder.path)
         self.lock.acquire(console.warn)
         try:

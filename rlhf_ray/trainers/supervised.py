@@ -19,7 +19,7 @@ from rlhf_ray import faults
 from rlhf_ray.actors.learner_group import LearnerRanks
 from rlhf_ray.config.base import Section
 from rlhf_ray.data.holdout import with_held_out
-from rlhf_ray.data.order import cursor, draw, moved
+from rlhf_ray.data.order import cursor, draw
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.errors import BadUpdate
 from rlhf_ray.hub import check_model, load_tokenizer
@@ -28,6 +28,7 @@ from rlhf_ray.trainers.build_supervised import build_supervised
 from rlhf_ray.trainers.callbacks import Callback, Callbacks, StopRequests
 from rlhf_ray.trainers.guarding import ROLLED_BACK, review_updates, roll_back
 from rlhf_ray.trainers.recovery import Loss, Recovery
+from rlhf_ray.trainers.restoring import Restorer
 from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.session import Session, learner_needs, put
 from rlhf_ray.trainers.stage_result import StageResult
@@ -151,8 +152,8 @@ class _Run:
         self.config, self.console, self.callbacks = trainer.config, trainer.console, trainer.callbacks
         self.rows, self.per_step, self.total = rows, per_step, total
         self.result = StageResult(session.folder.policy, session.folder.path, total)
-        self.done, self.attempt, self.announced = 0, -1, False
-        self.first_callbacks = self.callbacks.state_dict()
+        self.done, self.announced = 0, False
+        self.restorer = Restorer(session, self.callbacks, trainer)
 
     def go_on(self, recovery: Recovery, loss: Loss | None) -> StageResult:
         """From the last checkpoint, or the beginning, to the end; the learner is started for it."""
@@ -188,22 +189,16 @@ class _Run:
 
     def _restore(self) -> None:
         """Go to the session's checkpoint, or to the beginning."""
-        again, resumed, result = self.attempt >= 0, self.session.resumed, self.result
-        step, state = (resumed.step, resumed.state) if resumed is not None else (0, {})
+        first, resumed, result = self.restorer.attempt < 0, self.session.resumed, self.result
         if resumed is not None:
             self.learner.load(resumed.learner)
+        step, state = self.restorer.restore()
+        if resumed is not None:
             result.before, result.after = state["before"], state.get("after", {})
-        if again:
-            self.session.trackers.rewind(step)
-            self.callbacks.rewind(state.get("callbacks", self.first_callbacks))
-            self.t.stop_reason = state.get("stop_reason")
-            del result.history[len(result.history) - (self.done - step) :]
+        if first:
+            self.restorer.warn_if_moved(state, cursor(self.rows, self.per_step, step))
         else:
-            self.callbacks.load_state_dict(state.get("callbacks", {}))
-            if "data" in state and (why := moved(state["data"], cursor(self.rows, self.per_step, step))):
-                self.console.warn(why)
-        self.attempt = max(self.attempt, state.get("attempt", -1)) + 1
-        self.session.failures.attempt = self.attempt
+            del result.history[len(result.history) - (self.done - step) :]
         self.done = step
 
     def _loop(self) -> None:
@@ -253,14 +248,9 @@ class _Run:
         return metrics
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "attempt": self.attempt,
-            "before": self.result.before,
-            "after": self.result.after,
-            "callbacks": self.callbacks.state_dict(),
-            "stop_reason": self.t.stop_reason,
-            "data": cursor(self.rows, self.per_step, self.done),
-        }
+        before, after = self.result.before, self.result.after
+        data = cursor(self.rows, self.per_step, self.done)
+        return self.restorer.state() | {"before": before, "after": after, "data": data}
 
     def _finish(self) -> StageResult:
         """Export the model."""
