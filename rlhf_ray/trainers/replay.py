@@ -63,7 +63,7 @@ def replay_iteration(
         ConfigError: there is no run, or what it needs is gone.
         DataError: the run did not come that far, or its rollouts are gone.
     """
-    recorded, console = RunFolder.open(run), console or Console()
+    recorded, console = RunFolder.open(run, "ppo"), console or Console()
     _check_recorded(recorded, iteration)
     root = f"run.root={recorded.path.parent / FOLDER}"
     name = f"run.name={recorded.name}-{iteration}-{time.strftime('%Y%m%d-%H%M%S')}"
