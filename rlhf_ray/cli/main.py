@@ -55,7 +55,22 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (demo, sft, reward, dpo, ppo, pipeline, runs, replay, evaluate, export, serve_reward, data, config, doctor):
+for command in (
+    demo,
+    sft,
+    reward,
+    dpo,
+    ppo,
+    pipeline,
+    runs,
+    replay,
+    evaluate,
+    export,
+    serve_reward,
+    data,
+    config,
+    doctor,
+):
     main.add_command(command)
 
 

@@ -52,9 +52,13 @@ def test_a_second_run_is_refused_and_the_holder_named(tmp_path: Path) -> None:
 
 
 def test_it_is_held_for_as_long_as_a_block_runs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="boom"), RunLock(tmp_path).held(pytest.fail):
-        assert is_held(tmp_path)
-        raise ValueError("boom")
+    def fail() -> None:
+        with RunLock(tmp_path).held(pytest.fail):
+            assert is_held(tmp_path)
+            raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        fail()
     assert not is_held(tmp_path)
 
 
