@@ -9,7 +9,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from rlhf_ray.actors import memory
-from rlhf_ray.actors.memory_watch import account
+from rlhf_ray.actors.memory_watch import LOW, account
 from rlhf_ray.errors import ActorLost, DeadlineError, ObjectLost, OutOfMemory, RLHFRayError
 
 MEANWHILE_S = 5.0  # how often a long wait looks up
@@ -93,7 +93,8 @@ def cause_of_death(error: RayError) -> str:
     if getattr(error, "actor_init_failed", False):  # a traceback, whose lines are indented, and then what was raised
         after = max((number for number, line in enumerate(lines) if line.startswith(" ")), default=0) + 1
         return "it could not start: " + "\n".join(lines[after:] or lines)
-    return lines[-1].partition(" Some common causes")[0] + account(error)
+    last = next((line for line in lines if LOW in line), lines[-1])
+    return last.partition(" Some common causes")[0] + account(error)
 
 
 def cause_of_loss(error: ActorLost) -> str:

@@ -14,6 +14,8 @@ from rlhf_ray.actors.memory import advice, shown
 PERIOD_S = 5.0
 #: Share of a node's memory in use from which on a sudden death is put down to the lack of it.
 PRESSURE = 0.85
+#: What Ray says when it has killed an actor itself, in one of many lines.
+LOW = "running low on memory"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def note(actor: str, actor_id: str, use: Mapping[str, float]) -> None:
 def account(error: RayError) -> str:
     """What is to be said of the memory of an actor that was lost, as sentences; nothing where it had enough."""
     seen = _last_seen.get(str(getattr(error, "actor_id", None)))
-    told = "running low on memory" in str(error)
+    told = LOW in str(error)
     if seen is None:
         return " Its node had run out of memory." if told else ""
     if not told and seen.use["node_used_bytes"] < PRESSURE * seen.use["node_bytes"]:

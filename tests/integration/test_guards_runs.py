@@ -8,19 +8,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
 from exact_runs import digests, metrics
+from hungry import Hungry
 from learner_world import Ranks, Tensors, grouped, largest_difference, ppo_config, rollouts, save_tiny_model, weights
 from tiny_runs import TinyRuns
 
 from rlhf_ray.actors import memory_watch
 from rlhf_ray.actors.calls import result
-from rlhf_ray.actors.memory import memory_use
 from rlhf_ray.actors.memory_watch import MemoryWatch
 from rlhf_ray.errors import ActorLost, OutOfMemory
 from rlhf_ray.learner.group import LearnerGroup
@@ -97,22 +96,6 @@ def test_all_ranks_leave_out_a_step_that_is_bad_on_one(two: Ranks, tmp_path: Pat
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
-
-
-class Hungry:
-    """An actor that can be killed, and that asks for more than there is."""
-
-    def health(self) -> dict[str, Any]:
-        return {"state": "idle", "since_s": 0.0, **memory_use()}
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def wait(self) -> None:
-        time.sleep(600)
-
-    def allocate(self) -> int:
-        return len(bytearray(2**60))
 
 
 @pytest.mark.usefixtures("ray_local")

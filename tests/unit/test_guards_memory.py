@@ -114,7 +114,8 @@ def test_what_ray_killed_for_its_memory_is_no_guess(seen):
     told = "1 worker(s) were killed due to the node running low on memory."
     assert "Probably" not in cause_of_death(RayActorError("a", told))
     assert "its node has 5.0 of 10.0 GiB" in cause_of_death(RayActorError("a", told))
-    assert cause_of_death(RayActorError("unknown", told)) == f"{told} Its node had run out of memory."
+    many = f"The actor died.\n{told}\nRefer to the documentation."
+    assert cause_of_death(RayActorError("unknown", many)) == f"{told} Its node had run out of memory."
 
 
 def test_health_answers_carry_the_memory():
