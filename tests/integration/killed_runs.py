@@ -25,14 +25,17 @@ PHASES = ("draw", "rollouts", "composed", "trained", "published", "tracked")
 
 @dataclass(frozen=True)
 class Moment:
-    """When the driver dies: the `after`-th time that it reaches `phase`, or at a share of the iterations' time."""
+    """When the driver dies: the `after`-th time that it reaches `phase`, or so many `iterations` into the run.
+
+    The latter is a time: 3.4 is when 3 iterations are done, and 0.4 of what an iteration takes has passed since.
+    """
 
     phase: str = ""
     after: int = 0
-    share: float = 0.0
+    iterations: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.phase}-{self.after}" if self.phase else f"{self.share:.0%}"
+        return f"{self.phase}-{self.after}" if self.phase else f"{self.iterations:g}-iterations"
 
     @property
     def plan(self) -> list[dict[str, Any]]:
@@ -66,14 +69,14 @@ def start(config: PPOConfig, folder: Path, plan: list[dict[str, Any]]) -> subpro
         return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
 
 
-def kill_at(config: PPOConfig, folder: Path, moment: Moment, seconds: float = 0.0) -> Path:
-    """Run `config` until the moment; the run's folder. `seconds`: what all iterations take, for a moment in time."""
+def kill_at(config: PPOConfig, folder: Path, moment: Moment, iteration_s: float = 0.0) -> Path:
+    """Run `config` until the moment; the run's folder. `iteration_s`: what an iteration takes, for a moment in time."""
     run = Path(config.run.root) / str(config.run.name)
     driver = start(config, folder, moment.plan)
     try:
         if not moment.phase:
-            _await_line(run / "metrics.jsonl", driver)
-            time.sleep(moment.share * seconds)
+            _await_iterations(run / "metrics.jsonl", int(moment.iterations), driver)
+            time.sleep(moment.iterations % 1 * iteration_s)
             driver.kill()
         code = driver.wait(DEADLINE_S)
     finally:
@@ -83,9 +86,9 @@ def kill_at(config: PPOConfig, folder: Path, moment: Moment, seconds: float = 0.
     return run
 
 
-def _await_line(path: Path, driver: subprocess.Popen[bytes]) -> None:
+def _await_iterations(path: Path, count: int, driver: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + DEADLINE_S
-    while not (path.is_file() and path.read_bytes().endswith(b"\n")):
-        assert driver.poll() is None, "the driver ended before its first iteration did"
-        assert time.monotonic() < deadline, "no iteration ended"
-        time.sleep(0.05)
+    while not path.is_file() or path.read_bytes().count(b"\n") < count:
+        assert driver.poll() is None, f"the driver ended before {count} iterations did"
+        assert time.monotonic() < deadline, f"{count} iterations did not end"
+        time.sleep(0.02)
