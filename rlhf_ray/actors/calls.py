@@ -104,15 +104,18 @@ def cause_of_loss(error: ActorLost) -> str:
 
 
 def wait_ready(items: Sequence[Any], timeout_s: float) -> list[Any]:
-    """One of some references and streams as soon as it is ready, or all that are with a timeout of 0.
+    """All of some references and streams that are ready, as soon as one is; none when the time is up.
 
     With nothing to wait for, it waits all the same: for what time alone changes.
     """
     if not items:
         time.sleep(timeout_s)
         return []
-    ready, _ = ray.wait(list(items), num_returns=1 if timeout_s else len(items), timeout=timeout_s, fetch_local=False)
-    return ready
+    ready, _ = ray.wait(list(items), num_returns=1, timeout=timeout_s, fetch_local=False)
+    if not ready:
+        return []
+    more, _ = ray.wait(list(items), num_returns=len(items), timeout=0, fetch_local=False)
+    return more or ready
 
 
 def _first_line(error: Exception) -> str:
