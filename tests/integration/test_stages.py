@@ -122,7 +122,8 @@ def test_a_reward_model_learns_and_exports_with_its_scale(reward: StageResult, t
 def test_an_interrupted_sft_resumes_bit_for_bit_past_a_damaged_checkpoint(
     sft: StageResult, tiny: TinyRuns, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, folder = tiny.sft(root, "interrupted", "checkpoint.every=3", "sft.packing=true"), root / "interrupted"
+    saving = ("checkpoint.every=3", "checkpoint.asynchronous=false")
+    config, folder = tiny.sft(root, "interrupted", *saving, "sft.packing=true"), root / "interrupted"
     with pytest.raises(KeyboardInterrupt):
         SFTTrainer(config, callbacks=[InterruptAfterCheckpoint(6)]).train()
     assert ray.util.list_named_actors() == []
