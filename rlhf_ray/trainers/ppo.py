@@ -6,9 +6,10 @@
     print(trainer.train(max_iterations=50).summary())
 
 Clipped PPO over response tokens, with GAE (Schulman et al. 2015, 2017; Ouyang et al. 2022) or any other estimator of
-`ppo.advantage`, synchronous and on-policy. `_loop` is the whole iteration, top to bottom; `ppo_actors` starts what it
-calls, `rollouts` streams, `shaping` decides what is trained on, `policy_use` answers and evaluates, `ppo_state` keeps
-and restores, `recovery` starts again what was lost, `build` turns Python arguments into the configuration.
+`ppo.advantage`, synchronous and on-policy. `_loop` is the whole iteration, top to bottom; `ppo_verbs` are its verbs,
+`ppo_actors` starts what they call, `rollouts` streams, `shaping` decides what is trained on, `policy_use` answers and
+evaluates, `ppo_state` keeps and restores, `recovery` starts again what was lost, `build` turns Python arguments into
+the configuration.
 """
 
 import time
@@ -24,37 +25,28 @@ from rlhf_ray.algorithms.kl import make_kl_controller
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.arithmetic import Arithmetic, ppo_arithmetic
 from rlhf_ray.data.holdout import with_held_out
-from rlhf_ray.data.order import draw
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.report import Loaded
-from rlhf_ray.errors import BadUpdate, ConfigError
-from rlhf_ray.learner.ppo import PPOIteration
+from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.check import check_reward_columns
-from rlhf_ray.rewards.compose import Composed
 from rlhf_ray.rewards.normalise import RewardNormalizer
-from rlhf_ray.rewards.quarantine import append_failures
 from rlhf_ray.schema import sample_schema
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.build import build_config, resumed_config
 from rlhf_ray.trainers.callbacks import Callback, CallbackError, Callbacks
 from rlhf_ray.trainers.callbacks_builtin import configured_callbacks
-from rlhf_ray.trainers.digests import write_digests
-from rlhf_ray.trainers.dynamic_sampling import refill
 from rlhf_ray.trainers.evaluation import show_samples
 from rlhf_ray.trainers.guarding import review_updates
 from rlhf_ray.trainers.policy_use import PolicyUse
 from rlhf_ray.trainers.ppo_actors import PPOActors, check_before_start, prompt_limit
 from rlhf_ray.trainers.ppo_metrics import describe_rollouts, throughput
-from rlhf_ray.trainers.ppo_state import PPOState
+from rlhf_ray.trainers.ppo_verbs import PPOVerbs
 from rlhf_ray.trainers.recovery import Loss, Recovery
 from rlhf_ray.trainers.results import INTERRUPTED, PPOResult, compare
-from rlhf_ray.trainers.rollouts import Rollouts
 from rlhf_ray.trainers.session import Session
-from rlhf_ray.trainers.shaping import shape
-from rlhf_ray.weights.publish import SyncReport
 
 
-class PPOTrainer(PPOState, PolicyUse):
+class PPOTrainer(PPOVerbs, PolicyUse):
     """Trains a policy towards a reward. Everything that can be wrong is checked before any actor starts.
 
     Callbacks see `config`, `console`, `folder` (of the run), `total_iterations`, `request_stop` and `export_policy`;
@@ -250,61 +242,6 @@ class PPOTrainer(PPOState, PolicyUse):
             show_samples(self.console, result.before, result.after, self.config.evaluation.show_samples)
         self.console.summary("Result", compare(result, self.folder))
         self.callbacks.on_train_end(result)
-
-    # -- one iteration -----------------------------------------------------------------------------------------------
-
-    def _collect(self, prompts: pa.Table, iteration: int, actors: PPOActors) -> Rollouts:
-        """Draw prompts, sample responses, score them; under dynamic sampling until enough of them give a signal."""
-        config, seed, dynamic = self.config, self.config.run.seed, self.config.ppo.dynamic_sampling
-        rows = draw(len(prompts), config.ppo.prompts_per_iteration, iteration, seed, config.data.shuffle)
-        rollouts = self._sample(prompts.take(rows), iteration, actors)
-        if not dynamic.enabled:
-            return rollouts
-        return refill(
-            rollouts,
-            rows,
-            len(prompts),
-            max_rounds=dynamic.max_rounds,
-            seed=(seed, iteration),
-            collect=lambda more: self._sample(prompts.take(more), iteration, actors),
-            with_signal=lambda found: shape(found, found.compose(config, self.normalizer), config).prompts_with_signal,
-        )
-
-    def _sample(self, prompts: pa.Table, iteration: int, actors: PPOActors) -> Rollouts:
-        """Scored responses to these prompts; failures go to the quarantine."""
-        title = f"iteration {iteration + 1} of {self.total_iterations}: sampling"
-        with self.console.progress(title, len(prompts) * self.config.ppo.samples_per_prompt) as advance:
-            rollouts = actors.collector().collect(prompts, iteration, self.config.run.seed, progress=advance)
-        rollouts.check_version(iteration)
-        append_failures(self.folder.quarantine, rollouts.failures, iteration + 1)
-        return rollouts
-
-    def _learn(self, rollouts: Rollouts, composed: Composed, iteration: int, actors: PPOActors) -> dict[str, float]:
-        """The PPO epochs on the samples that are worth it."""
-        started, shaped = time.monotonic(), shape(rollouts, composed, self.config)
-        if self.config.ppo.dynamic_sampling.enabled and not shaped.prompts_with_signal:
-            self.console.warn(f"iteration {iteration + 1}: no prompt's responses differ in reward, training on all")
-        frozen = iteration < self.config.critic.warmup_iterations
-        step = PPOIteration(iteration, self.kl.coef_at(iteration), frozen)
-        index = rollouts.index(shaped.rewards, shaped.keep)
-        samples = [batch.samples for batch in rollouts.batches]
-        what = f"iteration {iteration + 1}"
-        with self.console.progress(f"{what}: training"):
-            try:
-                metrics, gap = actors.learner.call(what, "train_ppo", index, samples, rollouts.references, step)
-                metrics |= {"audit/mean_gap": gap.mean, "audit/max_gap": gap.max, "audit/tokens": gap.tokens}
-            except BadUpdate as error:
-                metrics = self._roll_back(error)
-        metrics |= shaped.metrics() | {"samples/rounds": rollouts.rounds}
-        return dict(metrics | {"seconds/train": time.monotonic() - started})
-
-    def _publish(self, version: int) -> SyncReport:
-        """Make the generators sample from the learner's weights; their digests are kept, per version."""
-        actors = self._running()
-        actors.learner.doing = "publish"
-        report = actors.sync.publish(version=version, attempt=self._restorer.attempt)
-        write_digests(self.folder.digests, version, report.digests)
-        return report
 
     @property
     def _stopping(self) -> bool:
