@@ -21,7 +21,6 @@ import ray
 from fault_run import DEATHS, faulty_ppo, mark_processes
 from panels import Panel, draw_panels
 from processes import holdings
-from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from report import RESULTS, report
 
 from rlhf_ray.trainers.callbacks import Callback
@@ -68,9 +67,11 @@ class Sampler(Callback):
 
 
 def object_store_mib() -> float:
-    """What the node's object store has in use."""
-    state = get_state_from_address(ray.get_runtime_context().gcs_address)
-    return float(get_memory_info_reply(state).store_stats.object_store_bytes_used) / 2**20
+    """What the objects that somebody still refers to take in the object store."""
+    total, free = (
+        resources["object_store_memory"] for resources in (ray.cluster_resources(), ray.available_resources())
+    )
+    return (total - free) / 2**20
 
 
 def trend(values: np.ndarray, use: np.ndarray) -> float:
