@@ -178,7 +178,7 @@ class Checkpoints:
         if folder.exists():
             gone = folder.with_name(f".{folder.name}.removed")
             folder.rename(gone)
-            shutil.rmtree(gone)
+            shutil.rmtree(gone, ignore_errors=True)  # what is left of it goes with the next checkpoint
 
     def _clear(self) -> None:
         """Remove what a process that was killed left."""

@@ -19,17 +19,22 @@ def run_to_resume(config: Section, run: RunSection, stage: str) -> Path | None:
 
     Raises:
         ConfigError: the run of that name was made with other settings.
+        DataError: the record of one of the runs is damaged, so that it may be the one.
     """
     root = Path(run.root).expanduser().absolute()
     if run.name:
         return _named(root / run.name, config, stage)
     digest = settings_digest(config)
     newest_first = sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in newest_first:
-        record = RunRecord.read(path.parent)
-        if record and (record.stage, record.settings) == (stage, digest) and resumable(path.parent):
-            return path.parent
-    return None
+    return next((path.parent for path in newest_first if _fits(path.parent, stage, digest)), None)
+
+
+def _fits(folder: Path, stage: str, digest: str) -> bool:
+    try:
+        record = RunRecord.read(folder)
+    except ConfigError:  # of a later version
+        return False
+    return record is not None and (record.stage, record.settings) == (stage, digest) and resumable(folder)
 
 
 def resumable(folder: Path) -> bool:

@@ -8,6 +8,8 @@ runs/<name>/  config.yaml  environment.json  run.json  lock  metrics.jsonl  fail
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_ray.config.base import Section
@@ -18,7 +20,7 @@ from rlhf_ray.files import disk_errors, write_whole
 from rlhf_ray.tracking.metrics_file import METRICS_FILE
 from rlhf_ray.tracking.record import CONFIG_FILE, ENVIRONMENT_FILE, POLICY_FOLDER, SUBMITTED_JOB_VARIABLE, environment
 from rlhf_ray.tracking.tracker import TENSORBOARD_FOLDER
-from rlhf_ray.trainers.run_lock import LOCK_FILE
+from rlhf_ray.trainers.run_lock import LOCK_FILE, RunLock
 from rlhf_ray.trainers.run_record import RUN_FILE, RunRecord, Status
 from rlhf_ray.trainers.settings import settings_digest
 
@@ -134,6 +136,21 @@ class RunFolder:
             write_whole(self.environment_file, json.dumps([*starts, environment()], indent=2) + "\n")
             RunRecord.new(stage, settings_digest(config), "running").write(self.path)
             write_whole(self.config_file, record_yaml(config))  # last: with it, the folder is a run's
+
+    @contextmanager
+    def running(self, config: Section, stage: str, warn: Callable[[str], object]) -> Iterator[None]:
+        """Hold the folder's lock while the block runs, and note its start and how it ends."""
+        with RunLock(self.path).held(warn):
+            self.write_start(config, stage)
+            try:
+                yield
+            except KeyboardInterrupt:
+                self.write_end("interrupted")
+                raise
+            except BaseException as error:
+                self.write_end("failed", error)
+                raise
+            self.write_end("finished")
 
     def write_end(self, status: Status, error: BaseException | None = None) -> None:
         """Note in run.json how the run ended."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from rlhf_ray.config.common import RunSection
 from rlhf_ray.config.load import load_config
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.trainers.run_folder import SUBMITTED_JOB_VARIABLE, RunFolder
+from rlhf_ray.trainers.run_record import RunRecord, status_of
 
 pytestmark = pytest.mark.unit
 
@@ -71,3 +73,24 @@ def test_each_start_keeps_the_config_and_every_start(tmp_path: Path) -> None:
     assert starts[0]["packages"]["rlhf-ray"]
     assert starts[0]["cores"] >= 1
     assert starts[0]["submitted_as_job"] is False
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "finished"), (KeyboardInterrupt(), "interrupted"), (ValueError("boom"), "failed")]
+)
+def test_what_runs_in_it_is_locked_and_its_end_noted(tmp_path: Path, error: BaseException | None, status: str) -> None:
+    config = SFTConfig.model_validate({"model": {"name": "m"}, "data": {"path": "d"}})
+    folder = RunFolder.create(RunSection(root=str(tmp_path), name="a"), "sft")
+
+    def run() -> None:
+        with folder.running(config, "sft", pytest.fail):
+            assert status_of(folder.path) == "running"
+            if error is not None:
+                raise error
+
+    with pytest.raises(type(error)) if error is not None else nullcontext():
+        run()
+    record = RunRecord.read(folder.path)
+    assert record is not None
+    assert (record.status, status_of(folder.path)) == (status, status)
+    assert record.error == ("ValueError: boom" if status == "failed" else None)

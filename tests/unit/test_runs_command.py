@@ -2,17 +2,21 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from rlhf_ray.cli.main import main
 from rlhf_ray.config import SFTConfig
 from rlhf_ray.config.common import CheckpointSection, RunSection
+from rlhf_ray.config.rlhf import RLHFConfig
 from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.files import FileDigest
 from rlhf_ray.trainers.checkpoint import Checkpoints
@@ -221,8 +225,6 @@ def test_a_run_that_was_killed_before_it_began_is_no_obstacle(tmp_path: Path) ->
 @pytest.fixture
 def resumed(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
     """What the command asked the trainer to resume."""
-    from rlhf_ray.trainers import sft
-
     asked: list[Path | None] = []
 
     class Trainer:
@@ -231,13 +233,11 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
 
         def train(self) -> None: ...
 
-    monkeypatch.setattr(sft, "SFTTrainer", Trainer)
+    monkeypatch.setitem(sys.modules, "rlhf_ray.trainers.sft", SimpleNamespace(SFTTrainer=Trainer))  # torch is slow
     return asked
 
 
-def test_the_command_resumes_starts_or_has_nothing_to_do(
-    tmp_path: Path, make: Make, resumed: list[Path | None]
-) -> None:
+def test_the_command_goes_on_starts_or_ends(tmp_path: Path, make: Make, resumed: list[Path | None]) -> None:
     (tmp_path / "c.yaml").write_text(f"model: {{name: m}}\ndata: {{path: d}}\nrun: {{root: {tmp_path}}}\n")
     command = ["sft", "--config", str(tmp_path / "c.yaml"), "--resume", "auto"]
     assert "no unfinished run of this configuration: starting one" in CliRunner().invoke(main, command).output
@@ -257,3 +257,27 @@ def test_a_run_is_resumed_by_its_folder(make: Make, resumed: list[Path | None]) 
     assert resumed == [folder]
     result = CliRunner().invoke(main, ["ppo", "--resume", str(folder)])
     assert (result.exit_code, "is a run of sft, not of ppo" in result.output) == (2, True)
+
+
+def test_a_pipeline_is_resumed_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what was set in its configuration and no more: a stage's seed is still the pipeline's."""
+    folder, ran = tmp_path / "elsewhere" / "mine", list[RLHFConfig]()
+    folder.mkdir(parents=True)
+    stages = {"sft": {"model": {"name": "m"}, "data": {"path": "d"}}}
+    (folder / "pipeline.yaml").write_text(yaml.dump({"run": {"name": "first", "root": "r", "seed": 7}, **stages}))
+
+    class Trainer:
+        def __init__(self, config: RLHFConfig) -> None:
+            ran.append(config)
+
+        def train(self, start: str | None) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "rlhf_ray.trainers.rlhf", SimpleNamespace(RLHFTrainer=Trainer))
+    assert CliRunner().invoke(main, ["pipeline", "--resume", str(folder)]).exit_code == 0
+    (config,) = ran
+    assert (config.run.root, config.run.name, config.run.seed) == (str(folder.parent), "mine", 7)
+    assert config.sft is not None
+    assert "seed" not in config.sft.run.model_fields_set
+    result = CliRunner().invoke(main, ["pipeline", "--resume", str(tmp_path)])
+    assert (result.exit_code, "no pipeline to resume here" in result.output) == (2, True)
+    assert CliRunner().invoke(main, ["pipeline", "--resume", "auto"]).exit_code == 2
