@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from rlhf_ray.errors import ConfigError, DataError, RLHFRayError
 from rlhf_ray.tracking.console import Console
 
 FAILURES_FILE = "failures.jsonl"
@@ -42,6 +43,12 @@ class FailureLog:
             self.console.note(f"{actor} is back after {recovery_s:.1f} s")
         self._counts[f"failures/restarts/{actor.rpartition('/')[0]}"] += 1
         self._write("infrastructure", actor, phase, "", "recovered", recovery_s)
+
+    def ended(self, error: RLHFRayError) -> None:
+        """The run ends by an error; the console shows it anyway."""
+        kinds: dict[type[RLHFRayError], Kind] = {ConfigError: "configuration", DataError: "data"}
+        kind = next((name for cls, name in kinds.items() if isinstance(error, cls)), "infrastructure")
+        self._write(kind, "driver", type(error).__name__, str(error), "the run ends", None)
 
     def metrics(self) -> dict[str, float]:
         """Failures by kind and restarts by kind of actor since the last call; empty if there were none."""

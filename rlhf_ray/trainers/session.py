@@ -173,8 +173,10 @@ class Session(ActorSession):
         else:
             status = "failed" if self.failed else "finished"
         try:
+            if isinstance(error, RLHFRayError):
+                self.failures.ended(error)
             self.folder.write_end(status, error if status == "failed" else None)
-        except InfrastructureError as problem:
+        except (InfrastructureError, OSError) as problem:
             self.console.warn(str(problem))
 
     def reserve(self, needs: Sequence[ActorNeed]) -> Placement:
