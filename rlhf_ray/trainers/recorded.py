@@ -1,6 +1,7 @@
 """An iteration's rollouts as a run recorded them, in the form in which actors give them."""
 
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,8 +26,14 @@ def rollouts_file(iteration: int) -> str:
     return f"iteration-{iteration:06d}.parquet"
 
 
-def recorded_rollouts(run: RunFolder, iteration: int, rounds: int = 1) -> Rollouts:
-    """All samples of an iteration with their scores, in the object store; `rounds` of sampling gave them.
+def recorded_rollouts(
+    run: RunFolder, iteration: int, rounds: int = 1, put: Callable[[pa.Table], ray.ObjectRef] = ray.put
+) -> Rollouts:
+    """All samples of an iteration, with their scores.
+
+    Args:
+        rounds: of sampling, which gave them.
+        put: stores tokens and log-probs where the learner finds them.
 
     Raises:
         DataError: the run holds no rollouts of this iteration.
@@ -35,11 +42,11 @@ def recorded_rollouts(run: RunFolder, iteration: int, rounds: int = 1) -> Rollou
     if not path.is_file():
         raise DataError(f"{path} is missing: iteration {iteration} can only be replayed from its prompts")
     table = pq.read_table(path)
-    reference = ray.put(table.select([*_KEY, REFERENCE_COLUMN])) if REFERENCE_COLUMN in table.column_names else None
+    reference = put(table.select([*_KEY, REFERENCE_COLUMN])) if REFERENCE_COLUMN in table.column_names else None
     given = [name for name in table.column_names if name.startswith(REWARD_PREFIX)]
     scores = {name.removeprefix(REWARD_PREFIX): _numbers(table[name]) for name in given}
     samples = table.drop_columns([name for name in (*given, "reward", REFERENCE_COLUMN) if name in table.column_names])
-    batch = Batch(ray.put(samples), _meta(samples), reference, scores)
+    batch = Batch(put(samples), _meta(samples), reference, scores)
     seconds = dict.fromkeys(("generate", "score", "rollouts"), 0.0)
     return Rollouts([batch], _failures(run.quarantine / FILE_NAME, iteration), seconds, rounds)
 

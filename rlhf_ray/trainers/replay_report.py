@@ -2,7 +2,7 @@
 
 Two run folders are compared: what a run recorded, and what its replay wrote. The parts of an iteration stand in the
 order in which one follows from the other, so the first that differs is the place to look at. Numbers are the same when
-all their bits are: NaN equals NaN, and nothing is rounded.
+they are equal, without any rounding, or both NaN.
 """
 
 from collections.abc import Mapping
@@ -99,14 +99,8 @@ class ReplayReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the verdict first."""
-        return (
-            {"same": self.same, "verdict": self.verdict}
-            | asdict(self)
-            | {
-                "run": str(self.run),
-                "replay": str(self.replay),
-            }
-        )
+        paths = {"run": str(self.run), "replay": str(self.replay)}
+        return {"same": self.same, "verdict": self.verdict, **asdict(self), **paths}
 
     def show(self, console: Console) -> None:
         for report in self.iterations:
@@ -136,8 +130,10 @@ def compare_iteration(recorded: RunFolder, replayed: RunFolder, number: int, tak
         compare_weights(name, read_digests(recorded.digests, version), read_digests(replayed.digests, version) or {})
         for name, version in (("weights before", number - 1), ("weights after", number))
     )
-    file = rollouts_file(number)
-    samples = compare_samples(pq.read_table(recorded.rollouts / file), pq.read_table(replayed.rollouts / file), taken)
+    old, new = (run.rollouts / rollouts_file(number) for run in (recorded, replayed))
+    samples = [Part("samples", note=NOT_RECORDED)]
+    if old.is_file():
+        samples = compare_samples(pq.read_table(old), pq.read_table(new), taken)
     losses, metrics = compare_metrics(*(read_metrics(run.metrics_file)[number] for run in (recorded, replayed)))
     return IterationReport(number, [before, *samples, losses, after, metrics])
 
@@ -148,7 +144,7 @@ def compare_iteration(recorded: RunFolder, replayed: RunFolder, number: int, tak
 def compare_samples(recorded: pa.Table, replayed: pa.Table, taken: bool) -> list[Part]:
     """Tokens, log-probs and rewards of an iteration's rollouts; `taken` as in `compare_iteration`."""
     keys, left, right = _common_rows(recorded, replayed)
-    parts = [_compare_keys(recorded, replayed)]
+    parts = [Part("samples", note=TAKEN) if taken else _compare_keys(recorded, replayed)]
     for column, name in LISTS.items():
         if column in recorded.column_names and column in replayed.column_names:
             if taken:

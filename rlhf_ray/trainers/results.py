@@ -162,9 +162,11 @@ def read_history(metrics_file: Path, iterations: int) -> list[dict[str, float]]:
 
 
 def read_metrics(metrics_file: Path) -> dict[int, dict[str, float]]:
-    """Iteration -> its metrics, of a run's metrics.jsonl; what was not finite is NaN."""
+    """Iteration -> its metrics, of a run's metrics.jsonl; what was not finite is NaN. A torn last line is left out."""
     found = {}
-    for line in metrics_file.read_text(encoding="utf-8").splitlines():
+    for line in metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
         metrics = json.loads(line)
         step = metrics.pop("step")
         if REWARD in metrics:

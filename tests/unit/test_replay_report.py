@@ -16,6 +16,7 @@ from rlhf_ray.cli.main import main
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.digests import combined, read_digests, write_digests
 from rlhf_ray.trainers.replay_report import NOT_RECORDED, TAKEN, Part, ReplayReport, compare_iteration, compare_samples
+from rlhf_ray.trainers.results import read_metrics
 from rlhf_ray.trainers.run_folder import RunFolder
 
 pytestmark = pytest.mark.unit
@@ -140,12 +141,8 @@ def test_a_component_of_one_run_alone_differs() -> None:
 
 def test_what_was_taken_from_the_record_is_not_called_the_same(runs: tuple[RunFolder, RunFolder]) -> None:
     found = parts(runs, taken=True)
-    assert {name for name, part in found.items() if part.note == TAKEN} == {
-        "prompts",
-        "tokens",
-        "log-probs",
-        "reward/short",
-    }
+    taken = {name for name, part in found.items() if part.note == TAKEN}
+    assert taken == {"samples", "prompts", "tokens", "log-probs", "reward/short"}
     assert part("reward", taken=True, reward=[0.5, 0.0, 0.25, 2.0]).different == 1
 
 
@@ -165,11 +162,23 @@ def test_a_stale_tensor_is_named(runs: tuple[RunFolder, RunFolder]) -> None:
     assert (found["weights after"].different, found["weights after"].first) == (1, "tensor head.weight")
 
 
-def test_a_run_without_digests_says_so(runs: tuple[RunFolder, RunFolder]) -> None:
-    for path in runs[0].digests.iterdir():
+def test_what_the_run_does_not_hold_is_named(runs: tuple[RunFolder, RunFolder]) -> None:
+    for path in (*runs[0].digests.iterdir(), *runs[0].rollouts.iterdir()):
         path.unlink()
-    assert parts(runs)["weights after"].note == NOT_RECORDED
+    found = parts(runs)
+    assert {name for name, part in found.items() if part.note == NOT_RECORDED} == {
+        "weights before",
+        "samples",
+        "weights after",
+    }
+    assert found["losses"].compared == 2
     assert report(runs).same
+
+
+def test_a_line_that_is_being_written_is_no_iteration_yet(runs: tuple[RunFolder, RunFolder]) -> None:
+    with runs[0].metrics_file.open("a") as file:
+        file.write('{"step": 4, "reward/me')
+    assert list(read_metrics(runs[0].metrics_file)) == [NUMBER]
 
 
 def test_the_verdict_names_the_cause_before_its_effects(runs: tuple[RunFolder, RunFolder]) -> None:
