@@ -16,6 +16,7 @@ from rlhf_ray.errors import DiskFull, InfrastructureError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP)  # said of folders by file systems that cannot sync these
 MIB = 2**20
 
 
@@ -37,6 +38,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
     finally:
         os.close(descriptor)
 

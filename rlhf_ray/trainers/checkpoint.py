@@ -127,9 +127,8 @@ class Checkpoints:
             self._warn(f"{error}. The run goes on, and tries again at its next checkpoint.")
 
     def _write(self, draft: Manifest, state: str, learner: Sharded, from_snapshot: bool) -> Path:
-        name = f"step-{draft.step:06d}"
-        # A name of its own: ranks of a driver that was killed may still be writing into theirs.
-        final, aside = self.folder / name, self.folder / f".{name}.{secrets.token_hex(4)}"
+        final = self.folder / f"step-{draft.step:06d}"
+        aside = _hidden(final)
         with disk_errors(f"checkpoint {draft.step}", self.folder):
             try:
                 self._clear()
@@ -144,6 +143,7 @@ class Checkpoints:
                 self._discard(final)
                 aside.rename(final)
                 sync(self.folder)
+                sync(self.folder.parent)
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
@@ -176,8 +176,7 @@ class Checkpoints:
     def _discard(self, folder: Path) -> None:
         """Remove a checkpoint: under its name it is there whole, or not at all."""
         if folder.exists():
-            gone = folder.with_name(f".{folder.name}.removed")
-            folder.rename(gone)
+            gone = folder.rename(_hidden(folder))
             shutil.rmtree(gone, ignore_errors=True)  # what is left of it goes with the next checkpoint
 
     def _clear(self) -> None:
@@ -204,6 +203,14 @@ class Checkpoints:
 
     def _folders(self) -> dict[int, Path]:
         return checkpoint_folders(self.folder)
+
+
+def _hidden(folder: Path) -> Path:
+    """A name for what is not there yet, or no longer; a new one each time.
+
+    Ranks of a driver that was killed may still be writing under theirs.
+    """
+    return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
 
 
 def checkpoint_folders(folder: Path) -> dict[int, Path]:

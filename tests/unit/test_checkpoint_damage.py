@@ -14,10 +14,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rlhf_ray.config.common import CheckpointSection
-from rlhf_ray.errors import ConfigError, DiskFull
+from rlhf_ray.errors import ConfigError, DiskFull, InfrastructureError
 from rlhf_ray.files import FileDigest, disk_errors, write_whole
 from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints
 from rlhf_ray.trainers.manifest import FORMAT, MANIFEST, Manifest, verify
+from rlhf_ray.trainers.run_lock import RunLock, is_held
 
 pytestmark = pytest.mark.unit
 
@@ -220,3 +221,14 @@ def test_a_text_that_does_not_fit_leaves_the_old_one(small_disk: Path) -> None:
         write_whole(small_disk / "state.json", "new" * (1 << 20))
     assert (small_disk / "state.json").read_text() == "old"
     assert os.listdir(small_disk) == ["state.json"]
+
+
+def test_a_read_only_folder_is_named(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    checkpoints = Checkpoints(small_disk / "checkpoints", CheckpointSection(), pytest.fail)
+    checkpoints.write(1, {}, Rank())
+    with pytest.raises(InfrastructureError, match=r"into .*/checkpoints: Read-only file system; make it writable"):
+        checkpoints.finish()
+    with pytest.raises(InfrastructureError, match=r"cannot write its lock into .*: Read-only file system"):
+        RunLock(small_disk).acquire(pytest.fail)
+    assert not is_held(small_disk)
