@@ -69,7 +69,8 @@ def replay_iteration(
     name = f"run.name={recorded.name}-{iteration}-{time.strftime('%Y%m%d-%H%M%S')}"
     config = load_config(PPOConfig, [recorded.config_file], [root, *SETTINGS, *overrides, name])
     trainer = (TrainOnly if source == "rollouts" else ReplayTrainer)(config, recorded, iteration, console)
-    trainer.train()
+    if trainer.train().iterations < iteration:
+        raise KeyboardInterrupt  # Ctrl-C, after which a run ends in good order
     first = trainer.session.resumed.step if trainer.session.resumed is not None else 0
     taken = source == "rollouts"
     reports = [compare_iteration(recorded, trainer.folder, n, taken) for n in range(first + 1, iteration + 1)]

@@ -103,6 +103,7 @@ class ReplayReport:
         return {"same": self.same, "verdict": self.verdict, **asdict(self), **paths}
 
     def show(self, console: Console) -> None:
+        console.stage("Replay", f"{self.run}, from its {self.source}")
         for report in self.iterations:
             titles = [f"iteration {report.iteration}", "compared", "different", "largest difference"]
             console.table(titles, [_row(part) for part in report.parts])
