@@ -65,9 +65,9 @@ def replay_iteration(
     """
     recorded, console = RunFolder.open(run, "ppo"), console or Console()
     _check_recorded(recorded, iteration)
-    root = f"run.root={recorded.path.parent / FOLDER}"
-    name = f"run.name={recorded.name}-{iteration}-{time.strftime('%Y%m%d-%H%M%S')}"
-    config = load_config(PPOConfig, [recorded.config_file], [root, *SETTINGS, *overrides, name])
+    name = f"{recorded.name}-{iteration}-{time.strftime('%Y%m%d-%H%M%S')}"
+    place = (f"run.root={recorded.path.parent / FOLDER}", f"run.name={name}")
+    config = load_config(PPOConfig, [recorded.config_file], [*place, *SETTINGS, *overrides])
     trainer = (TrainOnly if source == "rollouts" else ReplayTrainer)(config, recorded, iteration, console)
     if trainer.train().iterations < iteration:
         raise KeyboardInterrupt  # Ctrl-C, after which a run ends in good order
