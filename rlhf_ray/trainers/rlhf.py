@@ -73,12 +73,16 @@ class RLHFTrainer:
         result = RLHFResult(self.root)
         self.root.mkdir(parents=True, exist_ok=True)
         with RunLock(self.root).held(self.console.warn):
-            # Only what was set: a stage's own seed, say, is otherwise the pipeline's.
-            content = mapping_yaml(self.config.model_dump(mode="json", exclude_unset=True))
-            write_whole(self.root / PIPELINE_CONFIG, content)
+            self._record()
             self._run_all(names, start, result)
         self._summarise(result)
         return result
+
+    def _record(self) -> None:
+        """Keep the configuration in the folder, for a resume; only what was set: other seeds are the pipeline's."""
+        path, content = self.root / PIPELINE_CONFIG, self.config.model_dump(mode="json", exclude_unset=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != mapping_yaml(content):
+            write_whole(path, mapping_yaml(content))
 
     def _run_all(self, names: list[str], start: str | None, result: RLHFResult) -> None:
         first = next(iter(self.config.stages.values()))
