@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -20,7 +20,7 @@ from rlhf_ray.actors.runtime import ActorStarter, Cluster, connect, disconnect
 from rlhf_ray.actors.supervision import Supervision
 from rlhf_ray.actors.thread import CALL_TIMEOUT
 from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
-from rlhf_ray.errors import InfrastructureError, RLHFRayError
+from rlhf_ray.errors import DiskFull, InfrastructureError, RLHFRayError
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.tracking.tracker import Trackers, make_trackers, restore_tracker_ids, tracker_ids
 from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints
@@ -188,7 +188,8 @@ class Session(ActorSession):
         self, step: int, state: dict[str, Any], learner: LearnerRanks, metric: float | None = None
     ) -> None:
         """`Checkpoints.write`, with the state that is the session's own."""
-        self.disk.check("a checkpoint")
+        with suppress(DiskFull):  # the write finds out itself, which costs the checkpoint and not the run
+            self.disk.check("a checkpoint")
         state = state | {"trackers": tracker_ids(self.folder.path)}
         with self.console.progress("checkpoint"):
             self.checkpoints.write(step, state, learner, metric)
