@@ -1,4 +1,4 @@
-"""Fault injection: kill, hang, delay or fail a chosen actor at a chosen moment of a run, to see that the run survives.
+"""Fault injection: a chosen actor dies, hangs or fails at a chosen moment, or damages a file; the run is to survive it.
 
     RLHF_RAY_FAULTS='[{"actor": "generator/0", "phase": "generate", "action": "kill", "after": 2}]' rlhf-ray ppo ...
 
@@ -8,6 +8,7 @@ start anew with the process, so a fault without `once` meets every successor of 
 whoever watches the run choose the iteration: it creates the file then.
 """
 
+import glob
 import json
 import os
 import signal
@@ -18,9 +19,9 @@ from collections import Counter
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from rlhf_ray.errors import ConfigError
 
@@ -45,11 +46,18 @@ class Fault(BaseModel):
 
     actor: str = Field(description="<kind>/<index> as in the actors' names, or a pattern: learner/1, reward/*, driver")
     phase: str
-    action: Literal["kill", "hang", "delay", "raise", "memory"]
+    action: Literal["kill", "hang", "delay", "raise", "memory", "flip", "truncate"]
     after: int = Field(default=1, ge=1, description="the n-th time that the process reaches the phase")
     when: Path | None = Field(default=None, description="file: the process counts only once it exists")
     seconds: float = Field(default=FOREVER_S, gt=0, description="of hang and delay")
+    path: str | None = Field(default=None, description="glob of files: flip and truncate damage the newest")
     once: Path | None = Field(default=None, description="marker file: created when the fault fires, never fires again")
+
+    @model_validator(mode="after")
+    def _check_path(self) -> Self:
+        if (self.path is not None) != (self.action in ("flip", "truncate")):
+            raise ValueError("`path` belongs to the actions flip and truncate, and they need it")
+        return self
 
     def claim(self) -> bool:
         """Whether it is to fire: always, or for the first process that creates the marker."""
@@ -70,8 +78,17 @@ class Fault(BaseModel):
             import torch
 
             torch.empty(2**60, dtype=torch.uint8)  # torch's own error, and not a byte of memory
+        elif self.path is not None:
+            self._damage(max(map(Path, glob.glob(self.path)), key=lambda path: path.stat().st_mtime))
         else:
             raise RuntimeError(f"injected fault at `{self.phase}`")
+
+    def _damage(self, path: Path) -> None:
+        """Halve the file, or flip a bit in its middle."""
+        content = bytearray(path.read_bytes())
+        middle = len(content) // 2
+        content[middle] ^= 1
+        path.write_bytes(content[:middle] if self.action == "truncate" else content)
 
 
 class Injector:

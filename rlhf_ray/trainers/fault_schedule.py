@@ -11,7 +11,7 @@ import json
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ from rlhf_ray.trainers.callbacks import Callback
 class Hit:
     """One fault of a `faults` plan, at the `after`-th time that the actor comes to `phase` once `iteration` has begun.
 
-    Iteration 0 is the start of the run. `seconds` are those of hang and delay.
+    Iteration 0 is the start of the run. `seconds` are those of hang and delay, `path` that of flip and truncate.
     """
 
     iteration: int
@@ -32,6 +32,7 @@ class Hit:
     action: str = "kill"
     after: int = 1
     seconds: float = faults.FOREVER_S
+    path: str | None = None
 
     def __str__(self) -> str:
         return f"iteration {self.iteration}: {self.action} {self.actor} at {self.phase}"
@@ -65,6 +66,7 @@ class FaultSchedule(Callback):
                 "action": hit.action,
                 "after": hit.after,
                 "seconds": hit.seconds,
+                "path": hit.path,
                 "when": str(self._begun(hit.iteration)) if hit.iteration else None,
                 "once": str(self.marker(hit)),
             }
@@ -94,7 +96,7 @@ def seeded_hits(seed: int, iterations: int, every: int, targets: Sequence[Hit]) 
     """
     order = random.Random(seed).sample(list(targets), len(targets))
     return [
-        Hit(iteration, target.actor, target.phase, target.action, target.after, target.seconds)
+        replace(target, iteration=iteration)
         for number, iteration in enumerate(range(every, iterations + 1, every))
         for target in [order[number % len(order)]]
     ]

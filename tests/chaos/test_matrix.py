@@ -143,6 +143,21 @@ def test_an_actor_that_ends_or_hangs_at_its_own_work_changes_nothing(
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_a_learner_lost_after_its_last_checkpoint_was_damaged_goes_back_to_the_one_before(
+    undisturbed: Path, tiny: TinyRuns, tmp_path: Path, capfd: pytest.CaptureFixture[str], damage: str
+) -> None:
+    shards = str(tmp_path / "killed" / "checkpoints" / "step-*" / "learner" / "rank-00001.safetensors")
+    hits = [Hit(HIT, "driver", "checkpointed", damage, path=shards), Hit(HIT + 1, "learner/0", "update")]
+    with FaultSchedule(tmp_path / "faults", hits) as schedule:
+        config = run_config(tiny, tmp_path, "killed", "checkpoint.asynchronous=false")
+        folder = PPOTrainer(config, callbacks=[schedule]).train().folder
+    assert schedule.pending == []
+    assert f"checkpoint step-{HIT:06d} is damaged" in capfd.readouterr().out
+    check(folder, undisturbed)
+    shutil.rmtree(tmp_path)
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_driver_changes_nothing(
     undisturbed: Path, tiny: TinyRuns, tmp_path: Path, recoveries: RecoveryTable, moment: str

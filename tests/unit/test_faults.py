@@ -1,6 +1,7 @@
 """Fault injection: what fires, where, when, how often; what is refused."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -125,6 +126,17 @@ def test_memory_is_the_allocator_s_own_error(plan: Any) -> None:
         faults.reach("update")
 
 
+@pytest.mark.parametrize(("action", "left"), [("flip", b"abceef"), ("truncate", b"abc")])
+def test_files_are_damaged(plan: Any, tmp_path: Path, action: str, left: bytes) -> None:
+    for number in (1, 2):
+        (tmp_path / f"step-{number}").write_bytes(b"abcdef")
+    os.utime(tmp_path / "step-1", (1, 1))
+    plan({"actor": "driver", "phase": "checkpointed", "action": action, "path": f"{tmp_path}/step-*"}, actor="driver")
+    faults.reach("checkpointed")
+    assert (tmp_path / "step-1").read_bytes() == b"abcdef"
+    assert (tmp_path / "step-2").read_bytes() == left
+
+
 def test_actors_get_the_plan_of_who_starts_them(plan: Any) -> None:
     plan({"actor": "writer/0", "phase": "write"})
     environment = faults.actor_environment("writer/0")
@@ -139,6 +151,7 @@ def test_actors_get_the_plan_of_who_starts_them(plan: Any) -> None:
         ('{"actor": "driver"}', "should be a valid list"),
         ('[{"actor": "driver", "phase": "draw", "action": "explode"}]', "action"),
         ('[{"actor": "driver", "phase": "draw", "action": "kill", "atfer": 2}]', "atfer"),
+        ('[{"actor": "driver", "phase": "draw", "action": "flip"}]', "`path` belongs to the actions flip and truncate"),
         ('[{"actor": "driver", "phase": "update", "action": "kill"}]', "driver never reaches `update`.*learner: load"),
         ('[{"actor": "leaner/0", "phase": "update", "action": "kill"}]', "leaner/0 never reaches"),
     ],
