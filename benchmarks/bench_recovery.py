@@ -83,7 +83,8 @@ def undisturbed(clock: Clock, hits: list[Hit], iterations: int) -> float:
 def measure(hit: Hit, fired: float, lines: list[Line], clock: Clock, calm: float) -> dict[str, float]:
     """The three spans of one death, in seconds."""
     times = [(datetime.fromisoformat(line["time"]).timestamp(), line) for line in lines]
-    after = [(when, line) for when, line in times if line["actor"] == hit.actor and when >= fired]
+    names = (hit.actor, f"{hit.actor.partition('/')[0]}/all")  # ranks may be known to be lost, and not which
+    after = [(when, line) for when, line in times if line["actor"] in names and when >= fired]
     return {
         "noticed s": next(when for when, line in after if line["cause"]) - fired,
         "recovered s": next(line["recovery_s"] for _, line in after if line["recovery_s"] is not None),

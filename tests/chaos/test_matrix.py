@@ -26,12 +26,13 @@ from rlhf_ray.trainers.callbacks import Callback
 from rlhf_ray.trainers.failure_log import FAILURES_FILE
 from rlhf_ray.trainers.fault_schedule import FaultSchedule, Hit
 from rlhf_ray.trainers.ppo import PPOTrainer
+from rlhf_ray.trainers.rollout_actors import PATIENCE
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * DEADLINE_S), pytest.mark.usefixtures("ray_local")]
 
-ITERATIONS, EVERY, HIT = 5, 2, 4  # there is a checkpoint before the iteration that is hit, and one at its end
+ITERATIONS, EVERY, HIT = 6, 2, 4  # a checkpoint comes before the iteration that is hit, and at its end; two go after it
 STANDSTILL_S = 3.0
-SILENCE_S = 20.0  # after which an actor that hangs is given up
+SILENCE_S = 30.0  # after which an actor that hangs is given up
 MOMENTS = {
     "generation": Hit(HIT, "generator/0", "generate"),
     "scoring": Hit(HIT, "reward/quality/0", "score"),
@@ -88,7 +89,9 @@ class KillFromOutside(Callback):
 
 def _await(marker: Path) -> None:
     deadline = time.monotonic() + DEADLINE_S
-    while not marker.exists() and time.monotonic() < deadline:
+    while not marker.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the fault of {marker} has not fired")
         time.sleep(0.02)
 
 
@@ -133,7 +136,8 @@ def test_a_killed_actor_changes_nothing(
 def test_an_actor_that_ends_or_hangs_at_its_own_work_changes_nothing(
     undisturbed: Path, tiny: TinyRuns, tmp_path: Path, recoveries: RecoveryTable, hit: Hit
 ) -> None:
-    silence = [f"resources.call_timeout_s={SILENCE_S}"] if hit.action == "hang" else []
+    silence = [f"resources.call_timeout_s={SILENCE_S}", f"rewards.quality.timeout_s={SILENCE_S / PATIENCE}"]
+    silence = silence if hit.action == "hang" else []
     with FaultSchedule(tmp_path / "faults", [hit]) as schedule:
         trainer = PPOTrainer(run_config(tiny, tmp_path, "killed", *silence), callbacks=[schedule])
         folder = trainer.train().folder
