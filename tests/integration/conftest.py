@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-# Ray's workers, and the reward sandboxes they start, find the helper modules beside this file.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+# Ray's workers, and the reward sandboxes they start, find the helper modules beside this file and above it.
+_HERE = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH")]))
 
 from exact_runs import exact
 from learner_world import Ranks

@@ -1,4 +1,4 @@
-"""The actor pool on a real Ray: nothing lost, nothing doubled, and errors that say who."""
+"""The actor pool on a real Ray: nothing lost, nothing doubled, and errors that say who. See `test_lost_actors`, too."""
 
 import os
 import time
@@ -14,7 +14,7 @@ from rlhf_ray.actors.pool import ActorPool, Done, Lost, events
 from rlhf_ray.actors.runtime import ActorStarter
 from rlhf_ray.actors.supervision import Supervision
 from rlhf_ray.config.common import ResourcesSection
-from rlhf_ray.errors import ActorLost, ConfigError, DataError, DeadlineError, InfrastructureError
+from rlhf_ray.errors import ActorLost, DataError, DeadlineError, InfrastructureError
 
 pytestmark = pytest.mark.integration
 
@@ -28,19 +28,10 @@ class Worker:
         self.lives = len(list(self.folder.glob(f"born-{index}-*")))
         (self.folder / f"born-{index}-{self.lives}").touch()
 
-    def ready(self) -> None:
-        if (self.folder / "bad model").exists():
-            raise ConfigError("there is no such model")
-        self.once("die loading")
+    def ready(self) -> None: ...
 
     def health(self) -> dict[str, object]:
         return {"state": "doubling", "since_s": 0.0}
-
-    def once(self, fault: str) -> None:
-        """Dies if `fault` is in the folder, and takes it away."""
-        if (self.folder / fault).exists():
-            (self.folder / fault).unlink()
-            os._exit(1)
 
     def double(self, number: int, fault: str | None = None) -> int:
         marker = self.folder / f"{fault}-{number}"
@@ -49,8 +40,6 @@ class Worker:
             if fault == "die":
                 os._exit(1)
             time.sleep(1000)
-        if fault == "always die":
-            os._exit(1)
         if fault == "data":
             raise DataError("row 3 is bad")
         if fault == "bug":
@@ -70,7 +59,7 @@ class Worker:
             yield n
 
 
-def make_pool(folder: Path, size: int = 2, method: str = "double", restarts: int = 3, **options: Any) -> ActorPool:
+def make_pool(folder: Path, size: int = 2, method: str = "double", **options: Any) -> ActorPool:
     """Named actors, as in a run: a replacement must be able to take the name of the one that died."""
     starter = ActorStarter(folder.name, folder, threads=1)
 
@@ -78,7 +67,7 @@ def make_pool(folder: Path, size: int = 2, method: str = "double", restarts: int
         starter._await_names([f"worker/{index}"])
         return Worker.options(name=f"{folder.name}/worker/{index}").remote(index, str(folder))
 
-    supervision = Supervision(ResourcesSection(restarts=restarts, call_timeout_s=60, start_timeout_s=60))
+    supervision = Supervision(ResourcesSection(call_timeout_s=300, start_timeout_s=300))
     return ActorPool("reward/test", start, size, method, supervision=supervision, **options)
 
 
@@ -102,7 +91,7 @@ def finish(pool: ActorPool) -> dict[Any, list[Any]]:
 
 
 def test_every_call_is_answered_once(pool: ActorPool) -> None:
-    pool.wait_ready(60)
+    pool.wait_ready(300)
     for number in range(40):
         pool.submit(number, number)
         assert len(pool.pending()) <= 4
@@ -116,51 +105,23 @@ def test_calls_of_lost_actors_run_again(pool: ActorPool, tmp_path: Path) -> None
     assert len(list(tmp_path.glob("born-*"))) == 4
 
 
-@pytest.mark.parametrize("pool", [{"size": 1, "restarts": 1}], indirect=True)
-def test_an_actor_that_dies_again_and_again_is_given_up(pool: ActorPool) -> None:
-    pool.submit("bad", 1, "always die")
-    with pytest.raises(
-        InfrastructureError, match=r"reward/test was lost 2 times .* resources.restarts allows 1"
-    ) as error:
-        finish(pool)
-    assert str(error.value).count("reward/test/0 (double): ") == 2, "each loss with its cause"
-
-
-@pytest.mark.parametrize("pool", [{"size": 1}], indirect=True)
-def test_an_actor_that_dies_while_it_loads_is_started_again(pool: ActorPool, tmp_path: Path) -> None:
-    pool.wait_ready(60)
-    (tmp_path / "die loading").touch()
-    pool.submit("first", 1, "die")
-    assert finish(pool) == {"first": [2]}
-    assert len(list(tmp_path.glob("born-*"))) == 3
-
-
-def test_what_an_actor_says_at_its_first_start_is_no_loss(ray_local: None, tmp_path: Path) -> None:
-    (tmp_path / "bad model").touch()
-    pool = make_pool(tmp_path, size=1)
-    with pytest.raises(ConfigError, match="no such model"):
-        pool.wait_ready(60)
-    assert len(list(tmp_path.glob("born-*"))) == 1
-    ray.kill(pool.actors[0])
-
-
-@pytest.mark.parametrize(("fault", "error"), [("data", DataError), ("bug", KeyError)])
-def test_an_actors_own_error_is_raised_as_itself(pool: ActorPool, fault: str, error: type[Exception]) -> None:
-    pool.submit("bad", 1, fault)
-    with pytest.raises(error) as caught:
-        finish(pool)
-    assert not isinstance(caught.value, InfrastructureError)
+def test_an_actors_own_error_is_raised_as_itself(pool: ActorPool) -> None:
+    for fault, error in (("data", DataError), ("bug", KeyError)):
+        pool.submit("bad", 1, fault)
+        with pytest.raises(error) as caught:
+            finish(pool)
+        assert not isinstance(caught.value, InfrastructureError)
     pool.submit("good", 2)
     assert finish(pool) == {"good": [4]}
 
 
-@pytest.mark.parametrize("pool", [{"deadline_s": 2}], indirect=True)
+@pytest.mark.parametrize("pool", [{"deadline_s": 4}], indirect=True)
 def test_a_silent_actor_is_replaced_and_its_calls_run_again(pool: ActorPool, tmp_path: Path) -> None:
-    pool.wait_ready(60)
+    pool.wait_ready(300)
     for number in range(8):
         pool.submit(number, number, "hang" if number == 3 else None)
     assert finish(pool) == {number: [2 * number] for number in range(8)}
-    assert len(list(tmp_path.glob("born-*"))) == 3
+    assert len(list(tmp_path.glob("born-*"))) >= 3
 
 
 @pytest.mark.parametrize("pool", [{"method": "pair", "returns": 2}], indirect=True)
@@ -193,4 +154,4 @@ def test_calls_to_all_raise_the_first_failure(pool: ActorPool) -> None:
     with pytest.raises(DeadlineError, match=r"waited 0\.5 s for test/0 \(sleeping\); it is doubling"):
         call_all(pool.actors, "test", "sleeping", "double", 4, "sleep", deadline_s=0.5)
     with pytest.raises(ActorLost, match=r"test/\d was lost"):
-        call_all(pool.actors, "test", "dying", "double", 4, "always die", deadline_s=60)
+        call_all(pool.actors, "test", "dying", "double", 4, "die", deadline_s=60)

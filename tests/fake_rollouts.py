@@ -1,13 +1,13 @@
 """Stand-ins for the actors of a collection: no engine, no model, the real methods. They die or hang once, where told.
 
-A fault is {"at": <phase>, "after": n, "do": "die" or "hang"}: the first life of that actor does it when it comes to the
-phase for the n-th time.
+A fault (phase, after, deed) makes the first life of an actor do the deed when it comes to the phase for the n-th time:
+"die", "hang", or "lose" (say that what it was given is gone).
 """
 
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,18 @@ from ray.exceptions import ObjectLostError
 
 from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.schema import KEY
-from rlhf_ray.weights.bucket import SentReceipt
 
 STREAMED = 3  # samples per batch
+Fault = tuple[str, int, str]
 
 
 class Mortal:
     """An actor that remembers in `folder` which of its lives this is."""
 
-    def __init__(self, name: str, folder: str, fault: dict[str, Any] | None = None) -> None:
+    def __init__(self, name: str, folder: str, fault: Fault | None = None) -> None:
         lives = Path(folder) / f"lives of {name.replace('/', '-')}"
         lives.mkdir(exist_ok=True)
-        self.life = len(list(lives.iterdir()))
+        self.name, self.life = name, len(list(lives.iterdir()))
         (lives / str(self.life)).touch()
         self.fault = fault if self.life == 0 else None
         self.reached: Counter[str] = Counter()
@@ -44,10 +44,18 @@ class Mortal:
 
     def reach(self, phase: str) -> None:
         self.reached[phase] += 1
-        if self.fault and (self.fault["at"], self.fault.get("after", 1)) == (phase, self.reached[phase]):
-            if self.fault["do"] == "die":
-                os._exit(1)
-            time.sleep(1000)
+        if self.fault is not None and self.fault[:2] == (phase, self.reached[phase]):
+            deeds: dict[str, Callable[[], None]] = {"die": self.die, "hang": self.hang, "lose": self.lose}
+            deeds[self.fault[2]]()
+
+    def die(self) -> None:
+        os._exit(1)
+
+    def hang(self) -> None:
+        time.sleep(1000)
+
+    def lose(self) -> None:
+        raise ObjectLostError("00" * 28, None, "")
 
 
 def token(prompt_id: int, sample_index: int) -> int:
@@ -58,9 +66,12 @@ def token(prompt_id: int, sample_index: int) -> int:
 class FakeGenerator(Mortal):
     """Samples at once; the batches' meta says which life of it made them, and with which weights."""
 
-    def __init__(self, name: str, folder: str, fault: dict[str, Any] | None = None) -> None:
+    pause_s = 0.02  # after each batch
+
+    def __init__(self, name: str, folder: str, fault: Fault | None = None) -> None:
         super().__init__(name, folder, fault)
-        self.name, self.weights, self.update = name, ((0, 0), "as started"), None
+        self.held, self.weights = (0, 0), "as started"  # (attempt, version) and what they are
+        self.update: list[Any] | None = None
         self.asked: list[tuple[int, int]] = []  # (attempt, version) of each begun update
 
     def generate(
@@ -83,56 +94,53 @@ class FakeGenerator(Mortal):
             rows, index = places[start : start + size].T
             prompt_id, sample_index = ids[rows], index.astype(np.int32)
             tokens = [token(p, s) for p, s in zip(prompt_id.tolist(), sample_index.tolist(), strict=True)]
-            keys = [pa.array(prompt_id), pa.array(sample_index)]
-            yield pa.table([*keys, pa.array(tokens)], schema=pa.schema([*KEY, pa.field("token", pa.int64())]))
-            meta = {"prompt_id": prompt_id, "sample_index": sample_index, "policy_version": self.weights[0][1]}
-            yield meta | {"by": (self.name, self.life), "weights": self.weights[1]}
-            time.sleep(0.02)
+            schema = pa.schema([*KEY, pa.field("token", pa.int64())])
+            yield pa.table([pa.array(prompt_id), pa.array(sample_index), pa.array(tokens)], schema=schema)
+            meta = {"prompt_id": prompt_id, "sample_index": sample_index, "policy_version": self.held[1]}
+            yield meta | {"by": (self.name, self.life), "weights": self.weights}
+            time.sleep(self.pause_s)
 
     def begin_update(self, version: int, attempt: int) -> None:
         self.reach("begin_update")
-        self.update = ((attempt, version), [])
+        self.update = []
         self.asked.append((attempt, version))
 
     def load_bucket(self, item: Any) -> None:
         self.reach("load_bucket")
         assert self.update is not None
-        self.update[1].append(item)
+        self.update.append(item)
 
     def finish_update(self) -> dict[str, Any]:
         self.reach("finish_update")
         assert self.update is not None
-        (attempt, version), items = self.update
-        self.weights, self.update = (self.update[0], items[-1].digests["w"]), None
-        return {"version": version, "attempt": attempt, "digests": {"w": items[0]}, "faults": []}
+        self.weights, self.held, self.update = self.update[0], self.asked[-1], None
+        attempt, version = self.held
+        return {"version": version, "attempt": attempt, "digests": {"w": self.weights}, "faults": []}
 
     def history(self) -> list[tuple[int, int]]:
         return self.asked
 
 
 class FakeScorer(Mortal):
-    """The reward is the token; with the fault `lose` it says once that its samples are gone."""
+    """The reward is the token."""
 
     def score(self, table: pa.Table) -> tuple[pa.Table, list[Any]]:
         self.reach("score")
-        if self.fault and self.fault["at"] == "lose" and self.reached["score"] == self.fault["after"]:
-            raise ObjectLostError("00" * 28, None, "")
-        keys = [table["prompt_id"], table["sample_index"]]
-        schema = pa.schema([*KEY, pa.field("reward/fake", pa.float64())])
-        return pa.table([*keys, table["token"].cast(pa.float64())], schema=schema), []
+        columns = [table["prompt_id"], table["sample_index"], table["token"].cast(pa.float64())]
+        return pa.table(columns, schema=pa.schema([*KEY, pa.field("reward/fake", pa.float64())])), []
 
 
 class FakeLearner(Mortal):
-    """Its weights are a text."""
+    """Its weights are a text, in several buckets."""
 
-    def __init__(self, name: str, folder: str, fault: dict[str, Any] | None = None) -> None:
-        super().__init__(name, folder, fault)
-        self.weights = "trained 0 times"
+    weights = "untrained"
 
     def train(self, times: int) -> None:
         self.weights = f"trained {times} times"
 
     def publish(self, version: int, attempt: int, dtype: str, bucket_bytes: int) -> Iterator[Any]:
+        from rlhf_ray.weights.bucket import SentReceipt
+
         for _ in range(6):
             self.reach("publish")
             yield self.weights
