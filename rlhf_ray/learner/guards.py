@@ -56,16 +56,19 @@ class UpdateGuard:
         self._group, self._quarantine = group, quarantine
         self._sizes: deque[float] = deque(maxlen=WINDOW)
 
-    def admits(self, loss: float, grad_norm: float, origin: Origin) -> bool:
+    def admits(self, loss: float, grad_norm: float, origin: Origin, whole: bool = True) -> bool:
         """Whether the step may be taken; a collective call where it may not.
+
+        The size of a step that is not `whole`, of some parameters only, is compared with no other's.
 
         Raises:
             DataError: it may not, and the run is to stop.
             BadUpdate: it may not, and the learner is to go back to its last checkpoint.
         """
-        problem = self._problem(loss, grad_norm)
+        problem = self._problem(loss, grad_norm, whole)
         if problem is None:
-            self._sizes.append(self._size(loss, grad_norm))
+            if whole:
+                self._sizes.append(self._size(loss, grad_norm))
             return True
         facts = {"loss": loss, "grad_norm": grad_norm, "problem": problem, "action": self.section.on_bad_update}
         place = {"iteration": origin.iteration, "network": self.network, "step": origin.step}
@@ -81,12 +84,12 @@ class UpdateGuard:
             )
         return False
 
-    def _problem(self, loss: float, grad_norm: float) -> str | None:
+    def _problem(self, loss: float, grad_norm: float, whole: bool) -> str | None:
         """What is wrong with the step, or None."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return f"the loss is {loss:.4g} and the gradient norm is {grad_norm:.4g}"
         factor = self.section.max_loss_factor
-        if factor is None or len(self._sizes) < FEWEST:
+        if factor is None or not whole or len(self._sizes) < FEWEST:
             return None
         size, usual = self._size(loss, grad_norm), median(self._sizes)
         if size <= factor * usual:

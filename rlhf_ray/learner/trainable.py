@@ -124,7 +124,7 @@ class Trainable:
             options["lr"] = rate
         loss = self._loss()
         overflow = self._float16 and self.loss_scale > 1 and math.isfinite(loss) and not math.isfinite(grad_norm)
-        admitted = overflow or self.guard.admits(loss, grad_norm, origin)
+        admitted = overflow or self.guard.admits(loss, grad_norm, origin, whole=not only)
         faults.reach("update")
         if admitted and not overflow:
             self.optimizer.step()

@@ -96,6 +96,15 @@ def test_a_level_that_rises_over_many_steps_is_no_explosion(group):
     assert all(rising.admits(1.02**step, 1.0, NOWHERE) for step in range(4 * WINDOW))
 
 
+def test_a_step_of_some_parameters_is_compared_with_no_other(group):
+    exploding = guard(group, "grad_norm", on_bad_update="skip", max_loss_factor=3.0)
+    assert all(exploding.admits(1.0, 1e-3, NOWHERE, whole=False) for _ in range(FEWEST))
+    assert all(exploding.admits(1.0, 1.0, NOWHERE) for _ in range(FEWEST))
+    assert exploding.admits(1.0, 99.0, NOWHERE, whole=False)
+    assert not exploding.admits(1.0, np.nan, Origin(1, 1, lambda: None), whole=False)
+    assert not exploding.admits(1.0, 99.0, Origin(1, 1, lambda: None))
+
+
 def test_without_a_factor_any_finite_size_is_good(group):
     stopping = guard(group)
     assert all(stopping.admits(size, size, NOWHERE) for size in [1.0] * FEWEST + [1e30])
