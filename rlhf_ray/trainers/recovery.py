@@ -107,20 +107,22 @@ class Recovery:
                 return Loss(PLACES, f"{cause}.", everything=True)
             if isinstance(cause, RLHFRayError) and not isinstance(cause, InfrastructureError | CallbackError):
                 return None
-        ranks = self._session.starter.of_kind(LEARNER)
-        for name, why in find_lost(ranks).items():
+        for name, why in find_lost(self._session.starter.of_kind(LEARNER)).items():
             return None if why.startswith("it could not start") else Loss(name, f"{name} was lost: {why}")
         for cause in _causes(error):
             if isinstance(cause, DeadlineError) and self._settled:
-                path = dump_stacks(ranks, self._session.logs)
-                return Loss(GROUP, f"{cause} What the threads of all ranks were doing is in {path}.")
+                return Loss(GROUP, f"{cause} {self._stacks()}")
             if isinstance(cause, ActorLost):
                 return Loss(GROUP, cause_of_loss(cause))
             if isinstance(cause, ObjectLost):
                 return Loss(GROUP, str(cause))
             if _is_torn(cause):
-                return Loss(GROUP, "a rank's collective call was torn: another rank or its node is gone.")
+                return Loss(GROUP, f"a collective call failed: a rank hangs, or its node is gone. {self._stacks()}")
         return None
+
+    def _stacks(self) -> str:
+        path = dump_stacks(self._session.starter.of_kind(LEARNER), self._session.logs)
+        return f"What the threads of all ranks were doing is in {path}."
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
