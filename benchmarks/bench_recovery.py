@@ -57,8 +57,7 @@ def main() -> None:
     hits = [replace(death, iteration=next(places)) for _ in range(args.rounds) for death in DEATHS]
     with tempfile.TemporaryDirectory(prefix="recovery-") as temporary:
         folder, clock, iterations = Path(temporary), Clock(), next(places)
-        sections = {"resources": {"restarts": len(hits)}, "checkpoint": {"every": EVERY}}
-        config = faulty_ppo(folder, args.size, iterations, **sections)
+        config = faulty_ppo(folder, args.size, iterations, checkpoint={"every": EVERY})
         with FaultSchedule(folder / "faults", hits) as schedule:
             run = PPOTrainer(config, callbacks=[schedule, clock]).train().folder
         if schedule.pending:

@@ -57,6 +57,7 @@ def faulty_ppo(folder: Path, size: str, iterations: int, **sections: dict[str, A
         "learner": {"learning_rate": 1e-5, "dtype": "float32"},
         "checkpoint": {"every": 5},
         "evaluation": {"prompts": 0},
+        "resources": {"restart_window_s": 1.0},  # no death makes the next one's restart wait
         "tracking": {"tensorboard": False},
     }
     return PPOConfig.model_validate({name: values.get(name, {}) | sections.get(name, {}) for name in values | sections})

@@ -117,7 +117,7 @@ def main() -> int:
     hits = seeded_hits(args.seed, args.iterations - 1, args.every, DEATHS) if args.every else []
     with tempfile.TemporaryDirectory(prefix="soak-") as temporary:
         folder = Path(temporary)
-        config = faulty_ppo(folder, "tiny", args.iterations, resources={"restarts": len(hits) + 1})
+        config = faulty_ppo(folder, "tiny", args.iterations)
         with FaultSchedule(folder / "faults", hits) as schedule:
             result = PPOTrainer(config, callbacks=[schedule, sampler]).train()
     if schedule.pending or result.iterations != args.iterations:
