@@ -10,10 +10,10 @@ from curves import plt, save_page
 
 @dataclass(frozen=True)
 class Panel:
-    """One quantity: its name and unit, and whose -> a value per iteration (NaN: none)."""
+    """One quantity: its name and unit, and whose -> a value per iteration, where there is one."""
 
     title: str
-    curves: Mapping[str, Sequence[float]]
+    curves: Mapping[str, Sequence[float | None]]
 
 
 def draw_panels(panels: Sequence[Panel], rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:

@@ -32,7 +32,6 @@ SETTLING = 10  # samples at the beginning of each life that it leaves out
 #: growth over a run that counts as none: the larger of an amount, and a share of the median
 FLAT = {"memory MiB": (8.0, 0.02), "descriptors": (3.0, 0.0), "threads": (3.0, 0.0)}
 TITLES = {"memory MiB": "resident memory, MiB", "descriptors": "file descriptors", "threads": "threads"}
-Series = dict[str, dict[str, list[float]]]  # what -> whose -> a value per sample, NaN while it is not there
 
 
 class Sampler(Callback):
@@ -56,6 +55,10 @@ class Sampler(Callback):
         """One value per sample; NaN where there is none."""
         known = self.series[what][whose]
         return np.array([known.get(number, np.nan) for number in range(self.count)])
+
+    def curve(self, what: str, whose: str) -> list[float | None]:
+        """The same for JSON."""
+        return [None if np.isnan(value) else float(value) for value in self.values(what, whose)]
 
     def settled(self, whose: str) -> np.ndarray:
         """Bool [samples]: past the warm-up of the run and of this life."""
@@ -123,9 +126,7 @@ def main() -> int:
     if schedule.pending or result.iterations != args.iterations:
         raise RuntimeError(f"{result.iterations} iterations done; not met: {', '.join(map(str, schedule.pending))}")
     table = rows(sampler)
-    series: Series = {
-        what: {whose: sampler.values(what, whose).tolist() for whose in sorted(sampler.series[what])} for what in FLAT
-    }
+    series = {what: {whose: sampler.curve(what, whose) for whose in sorted(sampler.series[what])} for what in FLAT}
     report("soak", table, args.out, {"faults": [str(hit) for hit in hits], "samples": sampler.count, "series": series})
     panels = [Panel(TITLES[what], curves) for what, curves in series.items()]
     draw_panels(panels, table, args.out / "soak", f"{args.iterations} iterations, {len(hits)} deaths")
