@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 # Ray's workers, and the reward sandboxes they start, find the helper modules beside this file and above it.
-_HERE = Path(__file__).parent
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_HERE), str(_HERE.parent), os.environ.get("PYTHONPATH")]))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [*map(str, Path(__file__).parents[:2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 from exact_runs import exact
 from learner_world import Ranks
