@@ -65,7 +65,7 @@ def make_start(folder: Path) -> Path:
     place = [f"run.root={folder}", "run.seed=0"]
     sft = [f"model.name={files.base}", f"data.path={files.demonstrations}", "run.name=sft"]
     SFTTrainer(load_config(SFTConfig, [packaged("sft")], [*place, *sft])).train()
-    reward = [f"model.name={folder / 'sft' / 'policy'}", f"data.path={files.preferences}", "run.name=reward"]
+    reward = [f"model.name={folder / 'sft' / 'policy'}", f"data.path={files.preferences}", "run.name=reward_model"]
     RewardTrainer(load_config(RewardModelConfig, [packaged("reward")], [*place, *reward])).train()
     return folder
 
@@ -81,7 +81,7 @@ def run(name: str, seed: int, iterations: int, start: Path, folder: Path) -> Run
         f"model.name={start / 'sft' / 'policy'}",
         f"data.path={start / 'data' / 'prompts.jsonl'}",
         f"data.eval_path={start / 'data' / 'prompts_eval.jsonl'}",
-        f"rewards.quality.model={start / 'reward' / 'policy'}",
+        f"rewards.quality.model={start / 'reward_model' / 'policy'}",
         f"ppo.advantage={name}",
         f"ppo.iterations={iterations}",
         f"ppo.prompts_per_iteration={SAMPLES // samples_per_prompt}",
