@@ -216,3 +216,24 @@ class PPOConfig(Section):
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
     resources: ResourcesSection = Field(default_factory=ResourcesSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
+
+    @model_validator(mode="after")
+    def _context_suffices(self) -> Self:
+        """What can be said of it without the model."""
+        if (context := self.generation.max_context_tokens) and (problem := self.context_problem(context)):
+            raise ValueError(problem)
+        return self
+
+    def context_problem(self, context: int) -> str | None:
+        """Why the longest prompt and response do not fit into `context` tokens together; None if they do."""
+        prompt, response = self.data.max_prompt_tokens, self.generation.max_new_tokens
+        if context <= response:
+            return (
+                f"generation.max_new_tokens: {response} leaves no room for a prompt in the context of {context} tokens"
+            )
+        if prompt is not None and prompt + response > context:
+            return (
+                f"data.max_prompt_tokens: {prompt} and generation.max_new_tokens ({response}) exceed the context of "
+                f"{context} tokens together; lower one of them"
+            )
+        return None

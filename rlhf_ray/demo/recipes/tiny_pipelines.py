@@ -13,6 +13,7 @@ _SUPERVISED: dict[str, Any] = {
 }
 _PPO: dict[str, Any] = {
     "data.eval_fraction": 0.1,
+    "data.max_prompt_tokens": None,
     "rewards.quality.max_tokens": CONTEXT,
     "ppo.prompts_per_iteration": 64,
     "ppo.samples_per_minibatch": 32,
