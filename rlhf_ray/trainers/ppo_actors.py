@@ -59,8 +59,10 @@ def prompt_limit(config: PPOConfig) -> int:
         raise ConfigError(f"{model} does not state its context: set generation.max_context_tokens")
     if stated is not None and context > stated:
         raise ConfigError(f"generation.max_context_tokens: {context}, but {model} takes {stated} tokens at most")
-    if problem := config.context_problem(context):
-        raise ConfigError(problem)
+    try:
+        config.generation.require_room(config.data.max_prompt_tokens, context)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     return config.data.max_prompt_tokens or context - response
 
 
