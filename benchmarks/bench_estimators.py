@@ -13,11 +13,13 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from curves import Curves, draw
+from gain_row import gain_row
 from report import RESULTS, report
 
 from rlhf_ray.actors.runtime import connect, disconnect
@@ -26,6 +28,7 @@ from rlhf_ray.config.algorithm import ESTIMATORS
 from rlhf_ray.config.common import ResourcesSection
 from rlhf_ray.config.load import load_config
 from rlhf_ray.demo.prepare import prepare
+from rlhf_ray.trainers.gains import Gain, ppo_gain
 from rlhf_ray.trainers.ppo import PPOResult, PPOTrainer
 from rlhf_ray.trainers.reward_model import RewardTrainer
 from rlhf_ray.trainers.sft import SFTTrainer
@@ -65,7 +68,7 @@ def make_start(folder: Path) -> Path:
     place = [f"run.root={folder}", "run.seed=0"]
     sft = [f"model.name={files.base}", f"data.path={files.demonstrations}", "run.name=sft"]
     SFTTrainer(load_config(SFTConfig, [packaged("sft")], [*place, *sft])).train()
-    reward = [f"model.name={folder / 'sft' / 'policy'}", f"data.path={files.preferences}", "run.name=reward"]
+    reward = [f"model.name={folder / 'sft' / 'policy'}", f"data.path={files.preferences}", "run.name=reward_model"]
     RewardTrainer(load_config(RewardModelConfig, [packaged("reward")], [*place, *reward])).train()
     return folder
 
@@ -81,7 +84,7 @@ def run(name: str, seed: int, iterations: int, start: Path, folder: Path) -> Run
         f"model.name={start / 'sft' / 'policy'}",
         f"data.path={start / 'data' / 'prompts.jsonl'}",
         f"data.eval_path={start / 'data' / 'prompts_eval.jsonl'}",
-        f"rewards.quality.model={start / 'reward' / 'policy'}",
+        f"rewards.quality.model={start / 'reward_model' / 'policy'}",
         f"ppo.advantage={name}",
         f"ppo.iterations={iterations}",
         f"ppo.prompts_per_iteration={SAMPLES // samples_per_prompt}",
@@ -97,31 +100,23 @@ def run(name: str, seed: int, iterations: int, start: Path, folder: Path) -> Run
 
 def describe(result: PPOResult) -> Run:
     """What is kept of a run, as JSON."""
-    assert result.before is not None
-    assert result.after is not None
+    gain = ppo_gain(result)
+    assert gain is not None
     kept = {"reward": "reward/mean", "kl": "kl/mean", "length": "response/length_mean", "seconds": "seconds/total"}
     return {
-        "before": result.before.means()["reward"],
-        "after": result.after.means()["reward"],
+        "gain": asdict(gain),
         "curves": {name: result.curves[metric].tolist() for name, metric in kept.items()},
     }
 
 
 def row(name: str, runs: list[Run]) -> Run:
-    """Means over the seeds; the standard error is that of the mean gain."""
-    gains = [run["after"] - run["before"] for run in runs]
-    error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
-    return {
-        "estimator": name,
-        "seeds": len(runs),
-        "before": statistics.mean(run["before"] for run in runs),
-        "after": statistics.mean(run["after"] for run in runs),
-        "gain": statistics.mean(gains),
-        "standard error": error,
+    """An estimator's gain on held-out prompts, and where its runs ended."""
+    ends = {
         "KL": statistics.mean(run["curves"]["kl"][-1] for run in runs),
         "tokens": statistics.mean(run["curves"]["length"][-1] for run in runs),
         "s/iteration": statistics.median(second for run in runs for second in run["curves"]["seconds"]),
     }
+    return {"estimator": name} | gain_row([Gain(**run["gain"]) for run in runs]) | ends
 
 
 def curves(runs: dict[str, list[Run]]) -> Curves:

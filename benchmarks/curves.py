@@ -11,6 +11,7 @@ import numpy as np
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 Curves = Mapping[str, Sequence[Sequence[float]]]  # method -> one curve [iterations] per seed
 
@@ -31,6 +32,7 @@ def draw(curves: Curves, rows: Sequence[Mapping[str, Any]], path: Path, title: s
         (line,) = axes.plot(iterations, values.mean(axis=0), label=name, linewidth=1.8)
         axes.fill_between(iterations, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.12)
     axes.set(title=title, xlabel="iteration", ylabel="mean reward of the iteration's samples")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     save_page(figure, rows, path, title)

@@ -26,7 +26,7 @@ LOSSES = {"sft": "loss/sft", "reward": "loss/pairwise", "dpo": "loss/dpo"}
 
 
 def timed(trainer: type[SupervisedTrainer]) -> type[SupervisedTrainer]:
-    """`trainer`, which also notes the seconds before the first step that its objective takes: DPO's reference pass."""
+    """`trainer`, which also notes the seconds that its objective takes before the first step."""
 
     class Timed(trainer):  # type: ignore[misc, valid-type]
         preparing_s = 0.0
@@ -64,7 +64,8 @@ def main() -> None:
     give_result(
         {
             "seconds": [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)],
-            "preparing_s": trainer.preparing_s,
+            # The reference pass; other stages only set up, as the peer does before its first step.
+            "preparing_s": trainer.preparing_s if args.stage == "dpo" else 0.0,
             "losses": [metrics[LOSSES[args.stage]] for metrics in result.history],
         }
     )

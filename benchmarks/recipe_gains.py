@@ -9,13 +9,11 @@ seed the error is that of the held-out rows' differences, where the stage keeps 
 
 import argparse
 import json
-import math
-import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
+from gain_row import gain_row
 from report import report
 
 from rlhf_ray.config import PPOConfig
@@ -51,25 +49,6 @@ def gains(config: RLHFConfig) -> dict[str, Gain]:
     return {stage: gain for stage, gain in found.items() if gain is not None}
 
 
-def row(recipe: str, stage: str, found: list[Gain]) -> dict[str, Any]:
-    """One line of the table: means over the seeds, and how sure the change is."""
-    changes = [gain.change for gain in found]
-    change, error = statistics.fmean(changes), found[0].error
-    if len(found) > 1:
-        error = statistics.stdev(changes) / math.sqrt(len(found))
-    return {
-        "recipe": recipe,
-        "stage": stage,
-        "measure": found[0].measure,
-        "seeds": len(found),
-        "before": statistics.fmean(gain.before for gain in found),
-        "after": statistics.fmean(gain.after for gain in found),
-        "better by": change,
-        "standard error": math.nan if error is None else error,
-        "errors": math.nan if error is None else change / max(error, 1e-12),
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="What each stage of each tiny recipe gains.")
     parser.add_argument("names", nargs="*", metavar="name", help=f"which recipes; default: all of {', '.join(RECIPES)}")
@@ -85,7 +64,8 @@ def main() -> int:
         for seed in range(arguments.seeds):
             for stage, gain in gains(tiny_pipeline(recipe, seed, arguments.root.absolute())).items():
                 by_stage[stage].append(gain)
-        rows += [row(recipe, stage, found) for stage, found in by_stage.items()]
+        for stage, found in by_stage.items():
+            rows.append({"recipe": recipe, "stage": stage, "measure": found[0].measure} | gain_row(found))
     report("recipe_gains", rows)
     trained = [one for one in rows if one["stage"] != "evaluation"]
     worse = [f"{one['recipe']}/{one['stage']}" for one in trained if one["better by"] <= 0 or one["errors"] <= 2]

@@ -1,6 +1,7 @@
 """`rlhf-ray serve-reward`: one reward component of a configuration, behind HTTP."""
 
 import os
+import signal
 from pathlib import Path
 
 import click
@@ -53,6 +54,9 @@ def serve_reward(
         server = RewardServer((host, port), name, scorer.score, columns, token)
     except OSError as error:
         raise ConfigError(f"cannot listen at {host}:{port}: {error}. Choose another --port.") from None
+    # Containers end with SIGTERM, and a shell's background jobs start with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     click.echo(f"serving {name} at {server.url} (Ctrl-C ends it)")
     try:
         server.serve_forever()

@@ -130,6 +130,11 @@ class EvalConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _context_suffices(self) -> Self:
+        self.generation.require_room(self.data.max_prompt_tokens if self.data is not None else None)
+        return self
+
     @property
     def models(self) -> list[str]:
         """`model`, and `against` where there is one."""

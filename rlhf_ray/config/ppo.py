@@ -40,6 +40,22 @@ class GenerationSection(Section):
     cpu_kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of an engine on CPU, in GiB.")
     enforce_eager: bool | None = Field(None, description="No CUDA graphs or compilation; default: only on CPU.")
 
+    def require_room(self, max_prompt_tokens: int | None, context: int | None = None) -> None:
+        """See that the longest prompt and response fit into `context` tokens, or what the configuration says of it.
+
+        Raises ValueError when they do not. Nothing can be said where neither states a context.
+        """
+        context, response = context or self.max_context_tokens, self.max_new_tokens
+        if context is not None and context <= response:
+            raise ValueError(
+                f"generation.max_new_tokens: {response} leaves no room for a prompt in the context of {context} tokens"
+            )
+        if context is not None and max_prompt_tokens is not None and max_prompt_tokens + response > context:
+            raise ValueError(
+                f"data.max_prompt_tokens: {max_prompt_tokens} and generation.max_new_tokens ({response}) exceed the "
+                f"context of {context} tokens together; lower one of them"
+            )
+
 
 class ReferenceSection(Section):
     """The frozen reference policy."""
@@ -222,4 +238,9 @@ class PPOConfig(Section):
     @model_validator(mode="after")
     def _rollback_has_a_goal(self) -> Self:
         check_rollback(self.guards, self.checkpoint)
+        return self
+
+    @model_validator(mode="after")
+    def _context_suffices(self) -> Self:
+        self.generation.require_room(self.data.max_prompt_tokens)
         return self

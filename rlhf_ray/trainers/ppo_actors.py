@@ -58,17 +58,11 @@ def prompt_limit(config: PPOConfig) -> int:
         raise ConfigError(f"{model} does not state its context: set generation.max_context_tokens")
     if stated is not None and context > stated:
         raise ConfigError(f"generation.max_context_tokens: {context}, but {model} takes {stated} tokens at most")
-    if context <= response:
-        raise ConfigError(
-            f"generation.max_new_tokens: {response} leaves no room for a prompt in the context of {context} tokens"
-        )
-    limit = config.data.max_prompt_tokens or context - response
-    if limit + response > context:
-        raise ConfigError(
-            f"data.max_prompt_tokens: {limit} and generation.max_new_tokens ({response}) exceed the context of "
-            f"{context} tokens together; lower one of them"
-        )
-    return limit
+    try:
+        config.generation.require_room(config.data.max_prompt_tokens, context)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return config.data.max_prompt_tokens or context - response
 
 
 def _check_adapter_sync(config: PPOConfig) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_ray import PPOTrainer
 from rlhf_ray.cli.main import main
-from rlhf_ray.demo.recipes import files
+from rlhf_ray.demo.recipes import files, preferences
 
 pytestmark = [pytest.mark.recipe, pytest.mark.usefixtures("ray_local")]
 
@@ -35,6 +35,8 @@ def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models that are made in a moment."""
     monkeypatch.setattr(files, "TEXTS", 64)
     monkeypatch.setattr(files, "PAIRS", 32)
+    monkeypatch.setattr(preferences, "PAIRS", 96)
+    monkeypatch.setattr(preferences, "READ", 128)
 
 
 def test_sentiment_by_the_command(tmp_path: Path) -> None:
@@ -79,3 +81,35 @@ def test_instruction_following_by_the_script(tmp_path: Path, monkeypatch: pytest
     assert all(metrics["audit/max_gap"] < 1e-3 for metrics in result.history)
     assert (result.folder / "best" / "adapter").is_dir()
     assert "format_compliance" in result.summary()
+
+
+#: What each stage of a pipeline is cut to.
+SHORT_STAGES = {
+    "sft": ("sft.epochs=1",),
+    "reward_model": ("reward.epochs=1",),
+    "dpo": ("dpo.epochs=1",),
+    "ppo": tuple(f"{key}={value}" for key, value in (SHORT | {"ppo.iterations": 1}).items()),
+    "evaluation": ("data.max_samples=8", "generation.max_new_tokens=12", "resources.threads=2"),
+}
+PIPELINES = {
+    "preference_llama31_8b_qlora": ("reward_model", "dpo", "ppo", "evaluation"),
+    "pipeline_llama2_7b_hh": ("sft", "reward_model", "dpo", "ppo", "evaluation"),
+    "mistral_7b_hh_rlhf": ("reward_model", "ppo", "evaluation"),
+}
+
+
+@pytest.mark.parametrize("recipe", PIPELINES)
+def test_a_pipeline_by_the_command(recipe: str, tmp_path: Path) -> None:
+    stages = PIPELINES[recipe]
+    cuts = [f"{stage}.{override}" for stage in stages for override in SHORT_STAGES[stage]]
+    place = [f"run.root={tmp_path}", "run.name=short"]
+    done = CliRunner().invoke(
+        main, ["pipeline", "--config", str(CONFIGS / f"{recipe}.yaml"), "--tiny", *place, *cuts], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    entries = json.loads((tmp_path / "short" / "pipeline.json").read_text())
+    assert [stage for stage in stages if entries[stage]["finished"]] == list(stages)
+    report = json.loads((tmp_path / "short" / "evaluation" / "report.json").read_text())
+    rewards = [value for measures in report["measures"].values() for value in measures["reward"].values()]
+    assert len(report["measures"]) == 2
+    assert np.isfinite([value for value in rewards if isinstance(value, float)]).all()

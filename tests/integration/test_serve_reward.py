@@ -61,15 +61,15 @@ def command(config: Path, *arguments: str) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(config: Path, *arguments: str) -> Iterator[str]:
-    """The address of a server process, which must end well on Ctrl-C."""
+def serving(config: Path, *arguments: str, end: signal.Signals = signal.SIGINT) -> Iterator[str]:
+    """The address of a server process, which must end well on Ctrl-C and when its container does."""
     process = subprocess.Popen(**command(config, *arguments))
     assert process.stdout is not None
     try:
         announced = process.stdout.readline()
         assert announced.startswith("serving "), announced
         yield announced.split()[3]
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         assert process.wait(timeout=30) == 0
         assert process.stdout.read() == "stopped\n"
     finally:
@@ -103,7 +103,7 @@ def test_a_function_with_a_column(config: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_reward_model(config: Path) -> None:
     samples = table(response=["w3 w4", "w5", "w6 w7 w8"])
     here, _ = make_scorer("quality", NeuralRewardSection(model=str(config.parent / "quality"))).score(samples)
-    with serving(config, "--name", "quality") as url:
+    with serving(config, "--name", "quality", end=signal.SIGTERM) as url:
         there, failures = make_scorer("quality", RemoteRewardSection(url=url), samples.column_names).score(samples)
     assert failures == []
     assert there.column("reward/quality").to_pylist() == pytest.approx(

@@ -29,7 +29,8 @@ PIPELINES = [LLAMA2, MISTRAL, QLORA, SMALL_CARD]
 #: Keys, by their ends, in which a tiny stage may differ from its recipe: models, data, sizes, lengths, step sizes.
 MAY_DIFFER = (
     *("model.name", "against", "reference", "data.path", "perplexity.path", "toxicity"),
-    *("max_tokens", "max_samples", "eval_fraction", "max_new_tokens", "max_context_tokens", "cpu_kv_cache_gib"),
+    *("max_tokens", "max_prompt_tokens", "max_new_tokens", "max_context_tokens"),
+    *("max_samples", "eval_fraction", "cpu_kv_cache_gib"),
     *("iterations", "epochs", "pairs_per_step", "prompts_per_iteration", "samples_per_minibatch", "prompts"),
     *("learning_rate", "warmup_steps", "tokens_per_microbatch", "head_hidden"),
 )

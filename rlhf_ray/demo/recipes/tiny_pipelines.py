@@ -13,6 +13,7 @@ _SUPERVISED: dict[str, Any] = {
 }
 _PPO: dict[str, Any] = {
     "data.eval_fraction": 0.1,
+    "data.max_prompt_tokens": None,
     "rewards.quality.max_tokens": CONTEXT,
     "ppo.prompts_per_iteration": 64,
     "ppo.samples_per_minibatch": 32,
@@ -35,7 +36,7 @@ def pipeline_overlay(files: Path) -> dict[str, Any]:
     reward = data | _SUPERVISED | warm_up | {"reward.epochs": 2, "reward.pairs_per_step": 32, "reward.head_hidden": 128}
     dpo = data | _SUPERVISED | {"learner.learning_rate": 2e-4}
     ppo = data | _PPO | _GENERATION | {"ppo.iterations": 20, "learner.learning_rate": 1e-4}
-    evaluation = data | _GENERATION | _measured(files / "hh.jsonl") | {"toxicity": None}
+    evaluation = data | _GENERATION | _measured(files / "hh.jsonl") | {"toxicity": None, "data.max_prompt_tokens": None}
     return {
         **_in("sft", sft),
         **_in("reward_model", reward | {"learner.learning_rate": 3e-4}),
