@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from learner_world import demonstrations, preferences, reward_config, save_tiny_model, sft_config, single_rank
+from learner_world import demonstrations, preferences, reward_config, sft_config
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -15,18 +15,6 @@ from rlhf_ray.export.source import Source
 from rlhf_ray.learner.rank import LearnerRank
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from learner_world import (
     preferences,
     record_gradients,
     save_tiny_model,
-    single_rank,
     weights,
 )
 from pydantic import ValidationError
@@ -21,18 +20,6 @@ from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.rank import LearnerRank
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,7 @@ from learner_world import (
     demonstrations,
     largest_difference,
     record_gradients,
-    save_tiny_model,
     sft_config,
-    single_rank,
     weights,
 )
 from pydantic import ValidationError
@@ -25,18 +23,6 @@ pytestmark = pytest.mark.unit
 
 TABLE, ROWS = demonstrations(0, 6), np.arange(6)
 OPTIMIZERS = ("adamw", "adamw_8bit", "sgd")
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def learner(group, model, section=None, **options):

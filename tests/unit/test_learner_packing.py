@@ -15,9 +15,7 @@ from learner_world import (
     preferences,
     record_gradients,
     reward_config,
-    save_tiny_model,
     sft_config,
-    single_rank,
 )
 
 from rlhf_ray.errors import ConfigError
@@ -26,18 +24,6 @@ from rlhf_ray.learner.rank import LearnerRank
 from rlhf_ray.models.networks import PolicyOutput
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def objective(stage, group, model, budget, packing, one_row=False):

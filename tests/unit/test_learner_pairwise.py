@@ -10,7 +10,6 @@ from learner_world import (
     record_gradients,
     reward_config,
     save_tiny_model,
-    single_rank,
     weights,
 )
 from transformers import AutoModelForSequenceClassification
@@ -28,18 +27,6 @@ from rlhf_ray.rewards.neural import NeuralReward
 pytestmark = pytest.mark.unit
 
 PAIRS = 8
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

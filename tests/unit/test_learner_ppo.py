@@ -12,7 +12,6 @@ from learner_world import (
     record_gradients,
     rollouts,
     save_tiny_model,
-    single_rank,
     weights,
 )
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -26,18 +25,6 @@ pytestmark = pytest.mark.unit
 KL_COEF = 0.1
 ITERATION = PPOIteration(0, KL_COEF)
 STRICT = {"audit_mean_tolerance": None, "audit_max_tolerance": None}
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from learner_world import grouped, ppo_config, record_gradients, rollouts, save_tiny_model, single_rank
+from learner_world import grouped, ppo_config, record_gradients, rollouts
 from transformers import AutoModelForCausalLM
 
 from rlhf_ray.errors import DataError
@@ -19,18 +19,6 @@ KL_COEF = 0.1
 ITERATION = PPOIteration(0, KL_COEF)
 SAMPLES, PER_PROMPT = 7, 3  # two prompts with three responses, one with a single response
 LOSS_KL = {"placement": "loss", "estimator": "k3"}
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,7 @@ from learner_world import (
     record_gradients,
     reward_config,
     rollouts,
-    save_tiny_model,
     sft_config,
-    single_rank,
     weights,
 )
 from pydantic import ValidationError
@@ -39,18 +37,6 @@ KINDS = ("4bit", "8bit")
 ROUNDING = {"4bit": 0.12, "8bit": 0.015}
 IDS = torch.arange(3, 43).reshape(2, 20)
 TABLE, ROWS = demonstrations(0, 6), np.arange(6)
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from learner_world import (
     rollouts,
     save_tiny_model,
     sft_config,
-    single_rank,
     weights,
 )
 from peft import PeftModel
@@ -29,18 +28,6 @@ from rlhf_ray.models.reward_stats import RewardStats
 pytestmark = pytest.mark.unit
 
 IDS = torch.arange(3, 43).reshape(2, 20)
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

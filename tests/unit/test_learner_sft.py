@@ -6,9 +6,7 @@ import pytest
 import torch
 from learner_world import (
     demonstrations,
-    save_tiny_model,
     sft_config,
-    single_rank,
 )
 from transformers import AutoModelForCausalLM
 
@@ -16,18 +14,6 @@ from rlhf_ray import schema
 from rlhf_ray.learner.rank import LearnerRank
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def objective(group, model, table, eval_table=None, tokens_per_microbatch=64, **sft):

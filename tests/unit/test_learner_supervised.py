@@ -11,25 +11,12 @@ from learner_world import (
     reward_config,
     save_tiny_model,
     sft_config,
-    single_rank,
 )
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_ray.learner.rank import LearnerRank
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
