@@ -3,14 +3,13 @@
 import json
 import pickle
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
-from learner_world import Tensors, demonstrations, largest_difference, save_tiny_model, sft_config, single_rank, weights
+from learner_world import Tensors, demonstrations, largest_difference, sft_config, weights
 from safetensors import safe_open
 
 from rlhf_ray.files import FileDigest
@@ -21,18 +20,6 @@ from rlhf_ray.learner.shards import Shard
 from rlhf_ray.learner.snapshot import HostCopy
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(scope="module")
-def group() -> Iterator[LearnerGroup]:
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def learner(group: LearnerGroup, model: str) -> tuple[LearnerRank, SFTObjective]:

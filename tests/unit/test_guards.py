@@ -15,9 +15,7 @@ from learner_world import (
     preferences,
     reward_config,
     rollouts,
-    save_tiny_model,
     sft_config,
-    single_rank,
     weights,
 )
 
@@ -33,18 +31,6 @@ pytestmark = pytest.mark.unit
 
 SAMPLES, POISONED = 7, 2
 NOWHERE = Origin(1, 1, lambda: pytest.fail("asked for the batch of a good update"))
-
-
-@pytest.fixture(scope="module")
-def group():
-    group = single_rank()
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
