@@ -28,11 +28,6 @@ from rlhf_ray.learner.rank import LearnerRank
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
-
-
 # -- what the ranks run ------------------------------------------------------------------------------------------------
 
 

@@ -102,6 +102,7 @@ def test_calls_of_lost_actors_run_again(pool: ActorPool, tmp_path: Path) -> None
     for number in range(30):
         pool.submit(number, number, "die" if number in (2, 11) else None)
     assert finish(pool) == {number: [2 * number] for number in range(30)}
+    pool.wait_ready(300)
     assert len(list(tmp_path.glob("born-*"))) == 4
 
 
@@ -121,6 +122,7 @@ def test_a_silent_actor_is_replaced_and_its_calls_run_again(pool: ActorPool, tmp
     for number in range(8):
         pool.submit(number, number, "hang" if number == 3 else None)
     assert finish(pool) == {number: [2 * number] for number in range(8)}
+    pool.wait_ready(300)
     assert len(list(tmp_path.glob("born-*"))) >= 3
 
 
@@ -135,6 +137,7 @@ def test_all_but_the_last_result_stay_references(pool: ActorPool) -> None:
 
 @pytest.mark.parametrize("pool", [{"method": "count", "returns": "streaming"}], indirect=True)
 def test_a_stream_is_answered_piece_by_piece_and_lost_as_a_whole(pool: ActorPool) -> None:
+    pool.wait_ready(300)
     pool.submit("whole", 5)
     pool.submit("cut", 5, "die")
     assert finish(pool) == {"whole": [0, 1, 2, 3, 4], "cut": [0, 1], "lost": ["cut"]}
