@@ -183,9 +183,11 @@ class ActorPool:
 
     def _end_silent(self) -> None:
         """An actor that has owed an answer for too long hangs: it is as good as lost."""
-        for call in self._running.values():
+        for item, call in self._running.items():
             silent = time.monotonic() - call.heard
-            if silent > self._deadline_s and self.replicas.life(call.actor) == call.life:
+            if silent <= self._deadline_s or wait_ready([item], 0):  # an answer may wait while others were looked after
+                continue
+            if self.replicas.life(call.actor) == call.life:
                 cause = (
                     f"has not answered for {silent:.0f} s (limit {self._deadline_s:g} s); it is "
                     f"{describe_health(self.actors[call.actor])}."

@@ -123,8 +123,6 @@ class ActorStarter:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
             "runtime_env": {"env_vars": env_vars | (environment or {})},
         }
-        if f"{kind}/{index}" in self.actors:
-            self._await_names([f"{kind}/{index}"])
         self.actors[key] = actor = ray.remote(_logged(cls)).options(**options).remote(str(log), *args)
         return actor
 

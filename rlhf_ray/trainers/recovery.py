@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from rlhf_ray.actors.calls import cause_of_loss, find_lost
 from rlhf_ray.actors.learner_group import dump_stacks
@@ -114,7 +114,7 @@ class Recovery:
                 return Loss(GROUP, f"{cause} {self._stacks()}")
             if isinstance(cause, ActorLost):
                 return Loss(GROUP, cause_of_loss(cause))
-            if isinstance(cause, ObjectLost):
+            if isinstance(cause, ObjectLost | ObjectLostError):
                 return Loss(GROUP, str(cause))
             if _is_torn(cause):
                 return Loss(GROUP, f"a collective call failed: a rank hangs, or its node is gone. {self._stacks()}")
@@ -126,8 +126,10 @@ class Recovery:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from."""
-    while error is not None:
+    """An error and what it was raised from; a chain may close on itself."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__
 

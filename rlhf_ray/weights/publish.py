@@ -179,7 +179,9 @@ class WeightSync:
 
     def _send_directly(self, to: Sequence[int], version: int, attempt: int) -> tuple[SentReceipt, dict[int, Any]]:
         """All generators at once: they and the learner are one group, which is formed anew when one has changed."""
-        lives = {index: self._generators.life(index) for index in to}
+        generators = self._generators
+        to = list(generators.answers(generators.ask(to, "health"), "publish", self._timeout_s))  # without the dead
+        lives = {index: generators.life(index) for index in to}
         if lives != self._connected:
             self._open(to)
             self._connected = lives

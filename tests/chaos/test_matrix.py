@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * DEADLINE_S), pytest.mar
 
 ITERATIONS, EVERY, HIT = 6, 2, 4  # a checkpoint comes before the iteration that is hit, and at its end; two go after it
 STANDSTILL_S = 3.0
-SILENCE_S = 30.0  # after which an actor that hangs is given up
+SILENCE_S = 60.0  # after which an actor that hangs is given up
 MOMENTS = {
     "generation": Hit(HIT, "generator/0", "generate"),
     "scoring": Hit(HIT, "reward/quality/0", "score"),

@@ -15,7 +15,6 @@ from learner_world import (
     record_gradients,
     reward_config,
     rollouts,
-    save_tiny_model,
     sft_config,
     weights,
 )

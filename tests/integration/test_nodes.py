@@ -18,7 +18,7 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.config.load import to_yaml
 from rlhf_ray.trainers.sft import SFTTrainer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 #: Ray gives a silent node 15 s and more.
 IMPATIENT = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 6}

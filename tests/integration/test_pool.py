@@ -38,6 +38,7 @@ class Worker:
         if fault in ("die", "hang") and not marker.exists():
             marker.touch()
             if fault == "die":
+                time.sleep(0.3)  # until what a stream has yielded is reported
                 os._exit(1)
             time.sleep(1000)
         if fault == "data":

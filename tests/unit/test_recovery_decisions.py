@@ -83,6 +83,10 @@ def caused(error: Exception, cause: Exception) -> Exception:
     return error
 
 
+def its_own_cause(error: Exception) -> Exception:
+    return caused(error, error)
+
+
 def test_a_dead_rank_sends_the_run_back_to_its_checkpoint(tmp_path: Path, dead: Dead) -> None:
     session, work = FakeSession(tmp_path), Work(RuntimeError("some collective call"))
     dead.lost = {"learner/1": "it was killed."}
@@ -122,6 +126,7 @@ def test_losses(tmp_path: Path, dead: Dead, error: Exception, actor: str, everyt
         RuntimeError("a bug"),
         caused(CallbackError("yours"), ValueError("a bug")),
         DeadlineError("nothing ever loaded"),
+        its_own_cause(RuntimeError("what Ray could not pickle")),
     ],
 )
 def test_errors_that_would_come_again_end_the_run(tmp_path: Path, dead: Dead, error: Exception) -> None:
