@@ -34,8 +34,7 @@ def result(ref: ray.ObjectRef, who: str) -> Any:
             ) from error
         if memory.ran_out(error.cause):
             raise OutOfMemory(f"{who} ran out of memory: {_first_line(error.cause)} {memory.advice(who)}") from error
-        cause = error.as_instanceof_cause()
-        raise cause from (None if cause is error else error)  # where Ray cannot take its class
+        raise error.as_instanceof_cause() from error
     except ObjectLostError as error:
         raise ObjectLost(f"what {who} had sent is lost: {_first_line(error)}") from error
     except (RayActorError, NodeDiedError, OutOfMemoryError) as error:

@@ -139,8 +139,9 @@ class WeightSync:
     def _send_buckets(self, to: Sequence[int], version: int, attempt: int) -> tuple[SentReceipt, dict[int, Any]]:
         generators, timeout_s = self._generators, self._timeout_s
         beginning = generators.ask(to, "begin_update", version, attempt)
-        streams = [self._stream(rank, version, attempt) for rank in self.learner_ranks]
         reached = set(generators.answers(beginning, "begin_update", timeout_s))
+        # Not before: a stream that a refusal left open would keep the learner busy.
+        streams = [self._stream(rank, version, attempt) for rank in self.learner_ranks]
         sent = self._forward(streams[0], reached)
         for stream in streams[1:]:
             self._get(stream.completed(), "to end the gathering on another rank")
