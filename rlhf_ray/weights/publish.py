@@ -199,7 +199,7 @@ class WeightSync:
         self._get(opening, "to open the transport")
 
     def _audit(self, sent: SentReceipt, received: Mapping[int, dict[str, Any]]) -> None:
-        for replica, receipt in received.items():
+        for replica, receipt in sorted(received.items()):
             problems = compare_receipts(sent.digests, receipt["digests"]) + receipt["faults"]
             if (receipt["version"], receipt["attempt"]) != (sent.version, sent.attempt):
                 problems.append(f"it answered for version {receipt['version']} of attempt {receipt['attempt']}")
