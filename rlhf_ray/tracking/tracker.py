@@ -13,6 +13,8 @@ from rlhf_ray.tracking.metrics_file import METRICS_FILE, MetricsFile
 TENSORBOARD_FOLDER = "tensorboard"
 #: Files of a run folder by which W&B and MLflow find the run that a resumed one goes on in.
 ID_FILES = ("wandb_run_id", "mlflow_run_id")
+#: Before all that is logged: the evaluation of the start is of step 0.
+BEGINNING = -1
 
 
 class Tracker(Protocol):
@@ -84,8 +86,8 @@ def make_trackers(
 
     Args:
         config: the resolved configuration, shown by the services that keep one.
-        resume_after: the last step that the resumed checkpoint includes; what was logged after it is taken back, and
-            W&B and MLflow go on in the run they had. None: a new run.
+        resume_after: the last step that the resumed checkpoint includes, BEGINNING without one; what was logged after
+            it is taken back, and W&B and MLflow go on in the run they had. None: a new run.
         warn: hears of trackers that fail while the run goes on.
 
     Raises:

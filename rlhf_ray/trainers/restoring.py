@@ -3,6 +3,7 @@
 from typing import Any
 
 from rlhf_ray.data.order import moved
+from rlhf_ray.tracking.tracker import BEGINNING
 from rlhf_ray.trainers.callbacks import Callbacks, StopRequests
 from rlhf_ray.trainers.session import Session
 
@@ -29,7 +30,7 @@ class Restorer:
         again, resumed = self.attempt >= 0, self._session.resumed
         step, state = (resumed.step, resumed.state) if resumed is not None else (0, {})
         if again:
-            self._session.trackers.rewind(step)
+            self._session.trackers.rewind(step if resumed is not None else BEGINNING)
             self._callbacks.rewind(state.get("callbacks", self._beginning))
         else:
             self._callbacks.load_state_dict(state.get("callbacks", {}))

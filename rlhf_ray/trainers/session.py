@@ -22,7 +22,7 @@ from rlhf_ray.actors.thread import CALL_TIMEOUT
 from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.errors import DiskFull, InfrastructureError, RLHFRayError
 from rlhf_ray.tracking.console import Console
-from rlhf_ray.tracking.tracker import Trackers, make_trackers, restore_tracker_ids, tracker_ids
+from rlhf_ray.tracking.tracker import BEGINNING, Trackers, make_trackers, restore_tracker_ids, tracker_ids
 from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints
 from rlhf_ray.trainers.disk import DiskGuard
 from rlhf_ray.trainers.failure_log import FAILURES_FILE, FailureLog
@@ -154,7 +154,7 @@ class Session(ActorSession):
         config, again = self.config, self.folder.config_file.is_file()
         self.folder.write_start(config, self.stage)
         ending.push(self._write_end)
-        resume_step = self.resumed.step if self.resumed else (0 if again else None)
+        resume_step = self.resumed.step if self.resumed else (BEGINNING if again else None)
         if self.resumed:
             restore_tracker_ids(self.folder.path, self.resumed.state.get("trackers", {}))
         self.trackers: Trackers = make_trackers(

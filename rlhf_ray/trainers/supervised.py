@@ -193,8 +193,7 @@ class _Run:
         if resumed is not None:
             self.learner.load(resumed.learner)
         step, state = self.restorer.restore()
-        if resumed is not None:
-            result.before, result.after = state["before"], state.get("after", {})
+        result.before, result.after = state.get("before", {}), state.get("after", {})
         if first:
             self.restorer.warn_if_moved(state, cursor(self.rows, self.per_step, step))
         else:

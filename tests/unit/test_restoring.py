@@ -48,7 +48,7 @@ def test_a_new_run_begins_and_goes_back_to_its_beginning() -> None:
     assert (run.restorer.attempt, run.rewound) == (0, [])
     run.counter.count = 3
     assert run.restorer.restore() == (0, {})
-    assert (run.restorer.attempt, run.rewound, run.counter.count) == (1, [0], 0)
+    assert (run.restorer.attempt, run.rewound, run.counter.count) == (1, [-1], 0)  # the evaluation of the start is repeated too
     assert run.session.failures.attempt == 1
 
 
