@@ -48,6 +48,7 @@ class Checkpoint:
     folder: Path
     step: int
     state: dict[str, Any]
+    metric: float | None = None  # what `write` was given
 
     @property
     def learner(self) -> Path:
@@ -197,7 +198,8 @@ class Checkpoints:
             if up_to is not None and step > up_to:
                 continue
             if not (problems := verify(folder)):
-                return Checkpoint(folder, step, json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+                state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+                return Checkpoint(folder, step, state, Manifest.read(folder).metric)
             self._warn(f"checkpoint {folder.name} is damaged ({'; '.join(problems)}); using the one before")
         return None
 

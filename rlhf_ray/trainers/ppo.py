@@ -182,7 +182,7 @@ class PPOTrainer(PPOVerbs, PolicyUse):
         if result.iterations and self._stopping:  # asked for before a loss, and saved
             return
         for iteration in range(result.iterations, total):
-            number, started, self._whole = iteration + 1, time.monotonic(), None
+            number, started, self._whole, self._metric = iteration + 1, time.monotonic(), None, None
             session.failures.iteration = number
             callbacks.on_iteration_start(number)
             faults.reach("draw")
