@@ -141,14 +141,16 @@ class Checkpoints:
                 files = {f"learner/{name}": file for rank in ranks for name, file in rank.items()}
                 files[STATE_FILE] = FileDigest.of(aside / STATE_FILE)
                 replace(draft, files=files, ranks=len(ranks)).write(aside)
-                self._discard(final)
-                aside.rename(final)
+                old = final.rename(_hidden(final)) if final.exists() else None
+                aside.rename(final)  # at once: a kill between the two leaves neither
                 sync(self.folder)
                 sync(self.folder.parent)
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
             faults.reach("checkpointed")
+            if old is not None:
+                shutil.rmtree(old, ignore_errors=True)
             self._prune(draft.step)
         return final
 
