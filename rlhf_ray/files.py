@@ -45,9 +45,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def aside_name(name: str) -> str:
+    """Under which a file of this name is written before it is whole."""
+    return f".{name}.partial"
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replace `path` by a file of `text`, on disk when this returns; a crash leaves the old one or the new one."""
-    aside = path.with_name(f".{path.name}.partial")
+    aside = path.with_name(aside_name(path.name))
     try:
         aside.write_text(text, encoding="utf-8")
         sync(aside)

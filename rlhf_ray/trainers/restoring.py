@@ -17,7 +17,6 @@ class Restorer:
     def __init__(self, session: Session, callbacks: Callbacks, trainer: StopRequests) -> None:
         self._session, self._callbacks, self._trainer = session, callbacks, trainer
         self._beginning = callbacks.state_dict()
-        self._extends: int | None = None  # the step at which the run had stopped that now goes further
         self.attempt = -1
 
     def state(self) -> dict[str, Any]:
@@ -34,8 +33,7 @@ class Restorer:
             self._callbacks.rewind(state.get("callbacks", self._beginning))
         else:
             self._callbacks.load_state_dict(state.get("callbacks", {}))
-            self._extends = None if self._session.completes else step
-        self._trainer.stop_reason = None if step == self._extends else state.get("stop_reason")
+        self._trainer.stop_reason = None if step == self._session.extends else state.get("stop_reason")
         self.count_attempt(after=state.get("attempt", -1))
         return step, state
 

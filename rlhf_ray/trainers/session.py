@@ -134,12 +134,13 @@ class Session(ActorSession):
         self.failures.path, self.failures.console = self.folder.path / FAILURES_FILE, console
         self.checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint, console.warn)
         self.disk = DiskGuard(self.folder.path, config.guards.min_free_disk_mib, console.warn)
-        #: Whether this goes on with a run that had not come to its end.
-        self.completes = bool(resume) and status_of(self.folder.path) != "finished"
+        finished = bool(resume) and status_of(self.folder.path) == "finished"
         self.lock = RunLock(self.folder.path)
         self.lock.acquire(console.warn)
         try:
             self.resumed: Checkpoint | None = self.checkpoints.latest() if resume else None
+            #: The step at which the run had finished that now goes further, maybe not for the first time.
+            self.extends = (self.resumed.step if self.resumed else None) if finished else self.folder.extends
         except BaseException:
             self.lock.release()
             raise
@@ -152,7 +153,7 @@ class Session(ActorSession):
     def _open(self, ending: ExitStack) -> None:
         ending.callback(self.lock.release)
         config, again = self.config, self.folder.config_file.is_file()
-        self.folder.write_start(config, self.stage)
+        self.folder.write_start(config, self.stage, self.extends)
         ending.push(self._write_end)
         resume_step = self.resumed.step if self.resumed else (BEGINNING if again else None)
         if self.resumed:

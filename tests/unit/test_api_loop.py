@@ -132,7 +132,7 @@ class PairActors(FakeActors):
 class FakeSession:
     """The run folder's part of a session."""
 
-    completes, learner = True, None
+    extends = learner = None
     disk = SimpleNamespace(check=lambda what: None)
     starter = SimpleNamespace(of_kind=lambda kind: {})
     supervision = SimpleNamespace(budget=lambda kind: SimpleNamespace(spend=lambda cause: 0.0))

@@ -94,3 +94,16 @@ def test_what_runs_in_it_is_locked_and_its_end_noted(tmp_path: Path, error: Base
     assert record is not None
     assert (record.status, status_of(folder.path)) == (status, status)
     assert record.error == ("ValueError: boom" if status == "failed" else None)
+
+
+def test_a_run_that_goes_further_says_so_until_it_finishes_again(tmp_path: Path) -> None:
+    config = SFTConfig.model_validate({"model": {"name": "m"}, "data": {"path": "d"}})
+    folder = RunFolder.create(RunSection(root=str(tmp_path), name="a"), "sft")
+    assert folder.extends is None
+    folder.write_start(config, "sft", extends=5)
+    assert (folder.extends, status_of(folder.path)) == (5, "interrupted")  # killed
+    folder.write_start(config, "sft", folder.extends)
+    folder.write_end("failed", ValueError("boom"))
+    assert folder.extends == 5
+    folder.write_end("finished")
+    assert folder.extends is None
