@@ -64,6 +64,22 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A name for a folder to be written, which takes the place of `folder` and of all in it when the block ends well.
+
+    A crash leaves the old one whole, the new one, or neither; never some of both.
+    """
+    aside, old = folder.with_name(aside_name(folder.name)), folder.with_name(f".{folder.name}.old")
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    yield aside
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
 def disk_errors(what: str, folder: Path) -> Iterator[None]:
     """Raise errors of writing `what` into `folder` as this package's own.
 
@@ -84,10 +100,10 @@ def disk_errors(what: str, folder: Path) -> Iterator[None]:
 
 
 def _code(error: Exception) -> int | None:
-    """The system's number of the error; safetensors, written in Rust, has it in the text only."""
+    """The system's number of the error; safetensors, in Rust, has it in the text only, older ones as `code: 28`."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"os error (\d+)", str(error))
+    found = re.search(r"(?:os error|code:) (\d+)", str(error))
     return int(found[1]) if found else None
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.files import disk_errors
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -21,11 +23,22 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append a line.
+
+        Raises:
+            InfrastructureError: it cannot be written; DiskFull, if there is no room.
+        """
         values = {key: float(value) if math.isfinite(value) else None for key, value in metrics.items()}
         if step == self._went_back_to:  # the end is evaluated after its checkpoint, and again by who resumes from that
             self._rewrite(lambda line: line.keys() != {"step", *values} or line["step"] != step)
-        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        self._file.flush()
+        with disk_errors(METRICS_FILE, self._path.parent):
+            self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Have all lines on disk when this returns, for a checkpoint that follows them. Raises as `log`."""
+        with disk_errors(METRICS_FILE, self._path.parent):
+            os.fsync(self._file.fileno())
 
     def rewind(self, step: int) -> None:
         """Take out the lines of later steps."""
@@ -33,7 +46,8 @@ class MetricsFile:
         self._rewrite(lambda line: line["step"] <= step)
 
     def close(self, failed: bool = False) -> None:
-        self._file.close()
+        with disk_errors(METRICS_FILE, self._path.parent):  # it tries again to write what could not be written
+            self._file.close()
 
     def _rewrite(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         self._file.close()

@@ -32,7 +32,7 @@ class Tracker(Protocol):
 class Trackers:
     """The metrics file, and services beside it. An error of the file ends the run; one of a service is a warning."""
 
-    def __init__(self, file: Tracker, services: Sequence[Tracker], warn: Callable[[str], object]) -> None:
+    def __init__(self, file: MetricsFile, services: Sequence[Tracker], warn: Callable[[str], object]) -> None:
         self._file, self._services, self._warn = file, list(services), warn
         self._failing: set[Tracker] = set()
 
@@ -40,6 +40,10 @@ class Trackers:
         self._file.log(step, metrics)
         for service in self._services:
             self._attempt(service, f"step {step}", partial(service.log, step, metrics))
+
+    def sync(self) -> None:
+        """Have what the file was given on disk when this returns."""
+        self._file.sync()
 
     def rewind(self, step: int) -> None:
         self._file.rewind(step)

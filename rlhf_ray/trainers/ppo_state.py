@@ -9,6 +9,7 @@ from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL, make_kl_controller
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.data.order import cursor
 from rlhf_ray.errors import BadUpdate, ConfigError
+from rlhf_ray.files import replaced
 from rlhf_ray.rewards.normalise import RewardNormalizer
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.callbacks import Callbacks, StopRequests
@@ -98,10 +99,15 @@ class PPOState(StopRequests):
         self.session.disk.check("the policy")
         learner.export(folder)
 
+    def _save_policy(self) -> None:
+        """The run's own; an earlier one is there until this one is."""
+        with replaced(self.folder.policy) as aside:
+            self.export_policy(aside)
+
     def _rescue(self) -> None:
         """A callback raised: save the policy, and between two iterations a checkpoint, so that none of them is lost."""
         self.console.warn("a callback raised: saving the policy before the run ends")
-        self.export_policy(self.folder.policy)
+        self._save_policy()
         if self._whole:
             self._checkpoint(self._whole)
         self.session.checkpoints.settle()

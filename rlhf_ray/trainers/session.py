@@ -191,6 +191,7 @@ class Session(ActorSession):
         """`Checkpoints.write`, with the state that is the session's own."""
         with suppress(DiskFull):  # the write finds out itself, which costs the checkpoint and not the run
             self.disk.check("a checkpoint")
+        self.trackers.sync()  # a resume from the checkpoint reads the metrics up to it
         state = state | {"trackers": tracker_ids(self.folder.path)}
         with self.console.progress("checkpoint"):
             self.checkpoints.write(step, state, learner, metric)

@@ -81,7 +81,8 @@ class FakeActors:
         self.trained = int((folder / "weights").read_text())
 
     def export(self, folder: Path) -> None:
-        self.exported.append((folder.name, self.trained))
+        folder.mkdir(exist_ok=True)
+        self.exported.append((folder.name.strip(".").removesuffix(".partial"), self.trained))
 
 
 class MortalActors(FakeActors):
