@@ -45,9 +45,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def aside_name(name: str) -> str:
+    """Under which a file of this name is written before it is whole."""
+    return f".{name}.partial"
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replace `path` by a file of `text`, on disk when this returns; a crash leaves the old one or the new one."""
-    aside = path.with_name(f".{path.name}.partial")
+    aside = path.with_name(aside_name(path.name))
     try:
         aside.write_text(text, encoding="utf-8")
         sync(aside)
@@ -56,6 +61,22 @@ def write_whole(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A name for a folder to be written, which takes the place of `folder` and of all in it when the block ends well.
+
+    A crash leaves the old one whole, the new one, or neither; never some of both.
+    """
+    aside, old = folder.with_name(aside_name(folder.name)), folder.with_name(f".{folder.name}.old")
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    yield aside
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -79,10 +100,10 @@ def disk_errors(what: str, folder: Path) -> Iterator[None]:
 
 
 def _code(error: Exception) -> int | None:
-    """The system's number of the error; safetensors, written in Rust, has it in the text only."""
+    """The system's number of the error; safetensors, in Rust, has it in the text only, older ones as `code: 28`."""
     if isinstance(error, OSError):
         return error.errno
-    found = re.search(r"os error (\d+)", str(error))
+    found = re.search(r"(?:os error|code:) (\d+)", str(error))
     return int(found[1]) if found else None
 
 

@@ -10,6 +10,7 @@ import ray
 
 from rlhf_ray import faults, schema
 from rlhf_ray.actors.thread import OwnedThread
+from rlhf_ray.files import sync
 
 
 class RolloutWriter:
@@ -60,6 +61,7 @@ class RolloutWriter:
         pq.write_table(
             pa.concat_tables(tables).sort_by([("prompt_id", "ascending"), ("sample_index", "ascending")]), aside
         )
+        sync(aside)  # a checkpoint that follows it must not outlive it
         faults.reach("write")
         aside.replace(path)
         return str(path)

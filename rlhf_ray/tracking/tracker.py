@@ -13,6 +13,8 @@ from rlhf_ray.tracking.metrics_file import METRICS_FILE, MetricsFile
 TENSORBOARD_FOLDER = "tensorboard"
 #: Files of a run folder by which W&B and MLflow find the run that a resumed one goes on in.
 ID_FILES = ("wandb_run_id", "mlflow_run_id")
+#: Before all that is logged: the evaluation of the start is of step 0.
+BEGINNING = -1
 
 
 class Tracker(Protocol):
@@ -30,7 +32,7 @@ class Tracker(Protocol):
 class Trackers:
     """The metrics file, and services beside it. An error of the file ends the run; one of a service is a warning."""
 
-    def __init__(self, file: Tracker, services: Sequence[Tracker], warn: Callable[[str], object]) -> None:
+    def __init__(self, file: MetricsFile, services: Sequence[Tracker], warn: Callable[[str], object]) -> None:
         self._file, self._services, self._warn = file, list(services), warn
         self._failing: set[Tracker] = set()
 
@@ -38,6 +40,10 @@ class Trackers:
         self._file.log(step, metrics)
         for service in self._services:
             self._attempt(service, f"step {step}", partial(service.log, step, metrics))
+
+    def sync(self) -> None:
+        """Have what the file was given on disk when this returns."""
+        self._file.sync()
 
     def rewind(self, step: int) -> None:
         self._file.rewind(step)
@@ -84,8 +90,8 @@ def make_trackers(
 
     Args:
         config: the resolved configuration, shown by the services that keep one.
-        resume_after: the last step that the resumed checkpoint includes; what was logged after it is taken back, and
-            W&B and MLflow go on in the run they had. None: a new run.
+        resume_after: the last step that the resumed checkpoint includes, BEGINNING without one; what was logged after
+            it is taken back, and W&B and MLflow go on in the run they had. None: a new run.
         warn: hears of trackers that fail while the run goes on.
 
     Raises:

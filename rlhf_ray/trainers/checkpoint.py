@@ -48,6 +48,7 @@ class Checkpoint:
     folder: Path
     step: int
     state: dict[str, Any]
+    metric: float | None = None  # what `write` was given
 
     @property
     def learner(self) -> Path:
@@ -140,14 +141,16 @@ class Checkpoints:
                 files = {f"learner/{name}": file for rank in ranks for name, file in rank.items()}
                 files[STATE_FILE] = FileDigest.of(aside / STATE_FILE)
                 replace(draft, files=files, ranks=len(ranks)).write(aside)
-                self._discard(final)
-                aside.rename(final)
+                old = final.rename(_hidden(final)) if final.exists() else None
+                aside.rename(final)  # at once: a kill between the two leaves neither
                 sync(self.folder)
                 sync(self.folder.parent)
             except BaseException:
                 shutil.rmtree(aside, ignore_errors=True)
                 raise
             faults.reach("checkpointed")
+            if old is not None:
+                shutil.rmtree(old, ignore_errors=True)
             self._prune(draft.step)
         return final
 
@@ -197,7 +200,8 @@ class Checkpoints:
             if up_to is not None and step > up_to:
                 continue
             if not (problems := verify(folder)):
-                return Checkpoint(folder, step, json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+                state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+                return Checkpoint(folder, step, state, Manifest.read(folder).metric)
             self._warn(f"checkpoint {folder.name} is damaged ({'; '.join(problems)}); using the one before")
         return None
 

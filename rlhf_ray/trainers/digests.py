@@ -12,14 +12,19 @@ from pathlib import Path
 
 import xxhash
 
-from rlhf_ray.files import write_whole
+from rlhf_ray.files import disk_errors, write_whole
 
 
 def write_digests(folder: Path, version: int, tensors: Mapping[str, str]) -> None:
-    """Store {tensor: digest} of weights `version` in the run's folder of digests, whole or not at all."""
-    folder.mkdir(exist_ok=True)
+    """Store {tensor: digest} of weights `version` in the run's folder of digests, whole or not at all.
+
+    Raises:
+        InfrastructureError: they cannot be written; DiskFull, if there is no room.
+    """
     content = {"weights": combined(tensors), "tensors": dict(tensors)}
-    write_whole(_file(folder, version), json.dumps(content, indent=1))
+    with disk_errors("digests of the weights", folder):
+        folder.mkdir(exist_ok=True)
+        write_whole(_file(folder, version), json.dumps(content, indent=1))
 
 
 def read_digests(folder: Path, version: int) -> dict[str, str] | None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import ray
 
 from rlhf_ray.config import PPOConfig
+from rlhf_ray.files import sync
 from rlhf_ray.rewards.failure import RewardFailure
 from rlhf_ray.rewards.normalise import RewardNormalizer
 from rlhf_ray.schema import REWARD_PREFIX
@@ -98,6 +99,7 @@ class Evaluation:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".tmp")
         pq.write_table(self.to_table(), aside)
+        sync(aside)
         aside.replace(path)
 
     @classmethod

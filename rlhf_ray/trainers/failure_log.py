@@ -69,5 +69,9 @@ class FailureLog:
             "action": action,
             "recovery_s": None if recovery_s is None else round(recovery_s, 3),
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # the recovery that it tells of is worth more
+            if self.console is not None:
+                self.console.warn(f"cannot write {self.path}: {error.strerror}")

@@ -61,7 +61,7 @@ class Manifest:
             files = {name: FileDigest(**file) for name, file in content["files"].items()}
         except FileNotFoundError:
             raise Damaged(f"{MANIFEST} is missing") from None
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise Damaged(f"{MANIFEST} is unreadable ({error})") from error
         if content.keys() == {"files"}:
             return cls(int(folder.name.removeprefix("step-")), files, format=0)
@@ -77,13 +77,20 @@ class Manifest:
     def problems(self, folder: Path) -> Iterator[str]:
         """What is wrong with the files in `folder`, one line each."""
         for name, expected in self.files.items():
-            path = folder / name
-            if not path.is_file():
-                yield f"{name} is missing"
-            elif (size := path.stat().st_size) != expected.bytes:
-                yield f"{name} has {size:,} bytes instead of {expected.bytes:,}"
-            elif FileDigest.of(path) != expected:
-                yield f"{name} does not match its checksum{_unreadable(path)}"
+            try:
+                yield from _problems(folder / name, name, expected)
+            except OSError as error:  # of a disk that fails, or gone since: another process prunes
+                yield f"{name} is unreadable ({error.strerror})"
+
+
+def _problems(path: Path, name: str, expected: FileDigest) -> Iterator[str]:
+    """At most one. Raises OSError for a file that cannot be read."""
+    if not path.is_file():
+        yield f"{name} is missing"
+    elif (size := path.stat().st_size) != expected.bytes:
+        yield f"{name} has {size:,} bytes instead of {expected.bytes:,}"
+    elif FileDigest.of(path) != expected:
+        yield f"{name} does not match its checksum{_unreadable(path)}"
 
 
 def verify(folder: Path) -> list[str]:

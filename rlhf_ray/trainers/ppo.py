@@ -179,10 +179,10 @@ class PPOTrainer(PPOVerbs, PolicyUse):
 
     def _loop(self, result: PPOResult, prompts: pa.Table, actors: PPOActors) -> None:
         config, session, callbacks, total = self.config, self.session, self.callbacks, self.total_iterations
-        if result.iterations and self._stopping:  # asked for before a loss, and saved
+        if result.iterations and self._stopping:  # asked for before a loss: the last checkpoint is the end
             return
         for iteration in range(result.iterations, total):
-            number, started, self._whole = iteration + 1, time.monotonic(), None
+            number, started, self._whole, self._metric = iteration + 1, time.monotonic(), None, None
             session.failures.iteration = number
             callbacks.on_iteration_start(number)
             faults.reach("draw")
@@ -232,7 +232,7 @@ class PPOTrainer(PPOVerbs, PolicyUse):
         if result.iterations < self.total_iterations:
             result.stopped_because = self.stop_reason or INTERRUPTED
         with self.console.progress("saving the policy"):
-            self.export_policy(self.folder.policy)
+            self._save_policy()
         for path in self.session.checkpoints.finish():
             self.callbacks.on_checkpoint(path)
         if self._evaluated_after != result.iterations:

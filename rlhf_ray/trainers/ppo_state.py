@@ -9,6 +9,7 @@ from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL, make_kl_controller
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.data.order import cursor
 from rlhf_ray.errors import BadUpdate, ConfigError
+from rlhf_ray.files import replaced
 from rlhf_ray.rewards.normalise import RewardNormalizer
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.callbacks import Callbacks, StopRequests
@@ -36,7 +37,7 @@ class PPOState(StopRequests):
     _restorer: Restorer
     _announced: bool  # to the callbacks
     _whole: int | None  # iterations so far, while no iteration is in progress
-    _metric: float | None  # by which the last checkpoint is compared with others
+    _metric: float | None  # by which a checkpoint of `_whole` is compared with others; None: it was not measured
     _prompts: int  # rows of training data
 
     def _begin_state(self, prompts: int) -> None:
@@ -58,7 +59,10 @@ class PPOState(StopRequests):
             if first:
                 self._restorer.warn_if_moved(state, self._cursor(step))
                 self.console.note(f"resuming after iteration {step}")
+        else:
+            result.before = None  # callbacks that saw the start's evaluation have been rewound, and see it again
         self._evaluated_after = None
+        self._metric = resumed.metric if resumed is not None else None
         result.iterations = self._whole = step
         result.history = read_history(self.folder.metrics_file, step)
 
@@ -71,9 +75,6 @@ class PPOState(StopRequests):
     def _checkpoint(self, iterations: int) -> None:
         """Begin a checkpoint; what it is to follow on disk is there first."""
         self._running().finish_writing()
-        self._write_checkpoint(iterations)
-
-    def _write_checkpoint(self, iterations: int) -> None:
         state = self._restorer.state() | {
             "kl": self.kl.state_dict(),
             "normalizer": self.normalizer.state_dict(),
@@ -94,15 +95,21 @@ class PPOState(StopRequests):
 
     def export_policy(self, folder: Path) -> None:
         """Save the policy that the learner of the run holds now as a Hugging Face folder."""
+        learner = self._running().learner
         self.session.disk.check("the policy")
-        self._running().learner.export(folder)
+        learner.export(folder)
+
+    def _save_policy(self) -> None:
+        """The run's own; an earlier one is there until this one is."""
+        with replaced(self.folder.policy) as aside:
+            self.export_policy(aside)
 
     def _rescue(self) -> None:
         """A callback raised: save the policy, and between two iterations a checkpoint, so that none of them is lost."""
         self.console.warn("a callback raised: saving the policy before the run ends")
-        self.export_policy(self.folder.policy)
+        self._save_policy()
         if self._whole:
-            self._write_checkpoint(self._whole)
+            self._checkpoint(self._whole)
         self.session.checkpoints.settle()
 
     def _running(self) -> PPOActors:

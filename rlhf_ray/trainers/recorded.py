@@ -1,7 +1,8 @@
 """An iteration's rollouts as a run recorded them, in the form in which actors give them."""
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def recorded_rollouts(
     samples = table.drop_columns([name for name in (*given, "reward", REFERENCE_COLUMN) if name in table.column_names])
     batch = Batch(put(samples), _meta(samples), reference, scores)
     seconds = dict.fromkeys(("generate", "score", "rollouts"), 0.0)
-    return Rollouts([batch], _failures(run.quarantine / FILE_NAME, iteration), seconds, rounds)
+    missing = Counter(_unscored(samples, scores))
+    return Rollouts([batch], _failures(run.quarantine / FILE_NAME, iteration, missing), seconds, rounds)
 
 
 _KEY = [field.name for field in KEY]
@@ -70,11 +72,29 @@ def _numbers(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(column.to_numpy(), np.float64)
 
 
-def _failures(path: Path, iteration: int) -> list[RewardFailure]:
-    """The rewards that could not be computed in the iteration, from the run's quarantine."""
+def _unscored(samples: pa.Table, scores: Mapping[str, np.ndarray]) -> Iterator[tuple[str, int, int]]:
+    """(component, *key) of each reward that is missing."""
+    keys = list(zip(*(samples[name].to_pylist() for name in _KEY), strict=True))
+    for component, values in scores.items():
+        for row in np.flatnonzero(np.isnan(values)):
+            yield component, *keys[row]
+
+
+def _failures(path: Path, iteration: int, missing: Counter[tuple[str, int, int]]) -> list[RewardFailure]:
+    """Why rewards of the iteration are missing, from the run's quarantine.
+
+    An iteration that was run again has the failures of its earlier attempts there too: the last ones count.
+    """
     if not path.is_file():
         return []
     names = [field.name for field in fields(RewardFailure)]
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     found = [line for line in lines if (line["iteration"], line["during"]) == (iteration, "training")]
-    return [RewardFailure(**{name: line[name] for name in names}) for line in found]
+    failures = []
+    for line in reversed(found):
+        failure = RewardFailure(**{name: line[name] for name in names})
+        place = failure.component, failure.prompt_id, failure.sample_index
+        if missing[place] > 0:
+            missing[place] -= 1
+            failures.append(failure)
+    return failures[::-1]

@@ -38,7 +38,6 @@ FOLDER = "replays"
 SETTINGS = (
     "evaluation.prompts=0",
     "evaluation.every=0",
-    "checkpoint.every=0",
     "checkpoint.best=false",
     "tracking.tensorboard=false",
     "tracking.wandb_project=null",
@@ -110,6 +109,8 @@ class ReplayTrainer(PPOTrainer):
         session = super()._open_session()
         session.checkpoints = RecordedCheckpoints(self.recorded, self.last - 1, self.config, self.console)
         session.resumed = session.checkpoints.latest()
+        if session.resumed is not None:
+            session.extends = session.resumed.step  # a run that stopped there went further since
         if session.resumed is None and self.last > 1:
             self.console.note(f"no checkpoint before iteration {self.last}: repeating the run from its beginning")
         return session

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rlhf_ray.data.order import moved
+from rlhf_ray.tracking.tracker import BEGINNING
 from rlhf_ray.trainers.callbacks import Callbacks, StopRequests
 from rlhf_ray.trainers.session import Session
 
@@ -16,7 +17,6 @@ class Restorer:
     def __init__(self, session: Session, callbacks: Callbacks, trainer: StopRequests) -> None:
         self._session, self._callbacks, self._trainer = session, callbacks, trainer
         self._beginning = callbacks.state_dict()
-        self._extends: int | None = None  # the step at which the run had stopped that now goes further
         self.attempt = -1
 
     def state(self) -> dict[str, Any]:
@@ -29,12 +29,11 @@ class Restorer:
         again, resumed = self.attempt >= 0, self._session.resumed
         step, state = (resumed.step, resumed.state) if resumed is not None else (0, {})
         if again:
-            self._session.trackers.rewind(step)
+            self._session.trackers.rewind(step if resumed is not None else BEGINNING)
             self._callbacks.rewind(state.get("callbacks", self._beginning))
         else:
             self._callbacks.load_state_dict(state.get("callbacks", {}))
-            self._extends = None if self._session.completes else step
-        self._trainer.stop_reason = None if step == self._extends else state.get("stop_reason")
+        self._trainer.stop_reason = None if step == self._session.extends else state.get("stop_reason")
         self.count_attempt(after=state.get("attempt", -1))
         return step, state
 

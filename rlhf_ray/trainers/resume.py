@@ -7,6 +7,7 @@ from rlhf_ray.config.common import RunSection
 from rlhf_ray.config.load import load_config
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.trainers.run_folder import RunFolder
+from rlhf_ray.trainers.run_lock import is_held
 from rlhf_ray.trainers.run_record import RUN_FILE, RunRecord, status_of
 from rlhf_ray.trainers.settings import deciding_settings, settings_digest
 
@@ -34,12 +35,24 @@ def _fits(folder: Path, stage: str, digest: str) -> bool:
         record = RunRecord.read(folder)
     except ConfigError:  # of a later version
         return False
-    return record is not None and (record.stage, record.settings) == (stage, digest) and resumable(folder)
+    if record is None or (record.stage, record.settings) != (stage, digest):
+        return False
+    return not is_held(folder, patient=True) and resumable(folder)  # who was killed just now is about to let go
 
 
 def resumable(folder: Path) -> bool:
     """Whether the run in `folder` began, and neither goes on now nor has finished."""
     return RunFolder(folder).config_file.is_file() and status_of(folder) in ("interrupted", "failed")
+
+
+def finished_with(folder: Path, config: Section) -> bool:
+    """Whether the run in `folder` has finished, and with the settings of `config`.
+
+    Raises:
+        ConfigError, DataError: as `RunRecord.read`.
+    """
+    record = RunRecord.read(folder)
+    return record is not None and (record.status, record.settings) == ("finished", settings_digest(config))
 
 
 def _named(folder: Path, config: Section, stage: str) -> Path | None:

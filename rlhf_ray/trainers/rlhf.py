@@ -27,6 +27,7 @@ from rlhf_ray.tracking.console import Console
 from rlhf_ray.tracking.record import PIPELINE_CONFIG
 from rlhf_ray.trainers.callbacks import Callback
 from rlhf_ray.trainers.results import PPOResult
+from rlhf_ray.trainers.resume import finished_with
 from rlhf_ray.trainers.run_lock import RunLock
 from rlhf_ray.trainers.stage_cache import Ingredients, Plan, StageCache
 from rlhf_ray.trainers.stage_result import StageResult
@@ -129,6 +130,9 @@ class RLHFTrainer:
             with self.console.progress(f"{name}: reading what it is made from"):
                 ingredients = Ingredients.of(section, models)
             plan = plan or self.cache.plan(name, ingredients)
+        if plan.action == "resume" and finished_with(folder, _filled(section, models)):
+            self.cache.finish(name, stage.leaves)  # all that was missing when the pipeline was killed
+            plan = Plan("skip", "it had finished")
         if plan.action == "resume" and not stage.resumes:
             plan = Plan("run", plan.why)
         if plan.action == "skip":
@@ -138,7 +142,7 @@ class RLHFTrainer:
         self.console.note(f"{name}: {'goes on' if plan.action == 'resume' else 'runs'}, {plan.why}")
         if aside is not None:
             self.console.note(f"{name}: its earlier run is now in {aside}")
-        config = fill(section, {earlier: str(model) for earlier, model in models.items()})
+        config = _filled(section, models)
         resume = folder if plan.action == "resume" else None
         outcome = StageOutcome(stage.run(config, resume, self.callbacks, self.console))
         if not outcome.interrupted:
@@ -188,3 +192,8 @@ class RLHFTrainer:
                 facts[name] = [*([gain.describe()] if gain is not None else []), str(self.root / name)]
         self.console.stage("Pipeline", str(self.root))
         self.console.facts(facts)
+
+
+def _filled(section: StageConfig, models: dict[str, Path]) -> StageConfig:
+    """The stage's configuration with the models in the place of their placeholders."""
+    return fill(section, {stage: str(model) for stage, model in models.items()})

@@ -16,7 +16,7 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.config.common import RunSection
 from rlhf_ray.config.load import record_yaml
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.files import disk_errors, write_whole
+from rlhf_ray.files import aside_name, disk_errors, write_whole
 from rlhf_ray.tracking.metrics_file import METRICS_FILE
 from rlhf_ray.tracking.record import CONFIG_FILE, ENVIRONMENT_FILE, POLICY_FOLDER, SUBMITTED_JOB_VARIABLE, environment
 from rlhf_ray.tracking.tracker import TENSORBOARD_FOLDER
@@ -25,7 +25,9 @@ from rlhf_ray.trainers.run_record import RUN_FILE, RunRecord, Status
 from rlhf_ray.trainers.settings import settings_digest
 
 #: What a run that was killed before it began may have left.
-BEFORE_THE_START = {"logs", LOCK_FILE, RUN_FILE, ENVIRONMENT_FILE}
+BEFORE_THE_START = {"logs", LOCK_FILE, RUN_FILE, ENVIRONMENT_FILE} | {
+    aside_name(name) for name in (ENVIRONMENT_FILE, RUN_FILE, CONFIG_FILE)
+}
 
 
 class RunFolder:
@@ -129,12 +131,21 @@ class RunFolder:
     def best(self) -> Path:
         return self.path / "best"
 
-    def write_start(self, config: Section, stage: str) -> None:
-        """Write config.yaml (resolved) and run.json; add this start to environment.json, which has one entry each."""
+    @property
+    def extends(self) -> int | None:
+        """What `write_start` was given, while the run has not finished since."""
+        record = RunRecord.read(self.path)
+        return record.extends if record is not None else None
+
+    def write_start(self, config: Section, stage: str, extends: int | None = None) -> None:
+        """Write config.yaml (resolved) and run.json; add this start to environment.json, which has one entry each.
+
+        `extends`: the step at which the run had finished that now goes further.
+        """
         starts = json.loads(self.environment_file.read_text()) if self.environment_file.exists() else []
         with disk_errors("the start of the run", self.path):
             write_whole(self.environment_file, json.dumps([*starts, environment()], indent=2) + "\n")
-            RunRecord.new(stage, settings_digest(config), "running").write(self.path)
+            RunRecord.new(stage, settings_digest(config), "running", extends=extends).write(self.path)
             write_whole(self.config_file, record_yaml(config))  # last: with it, the folder is a run's
 
     @contextmanager
@@ -156,4 +167,5 @@ class RunFolder:
         """Note in run.json how the run ended."""
         record = RunRecord.read(self.path)
         assert record is not None, "write_start comes first"
-        RunRecord.new(record.stage, record.settings, status, error).write(self.path)
+        extends = None if status == "finished" else record.extends
+        RunRecord.new(record.stage, record.settings, status, error, extends).write(self.path)

@@ -86,11 +86,14 @@ class RunLock:
             self._file = None
 
 
-def is_held(folder: Path) -> Holder | bool:
-    """Who runs in `folder`: the holder of its lock, True for one that is not named, False for nobody."""
+def is_held(folder: Path, patient: bool = False) -> Holder | bool:
+    """Who runs in `folder`: the holder of its lock, True for one that is not named, False for nobody.
+
+    `patient`: a holder is given PATIENCE_S to be gone.
+    """
     try:
         with (folder / LOCK_FILE).open(encoding="utf-8") as file:
-            return False if _lock(file, shared=True) else _read(file) or True
+            return False if _lock(file, PATIENCE_S if patient else 0.0, shared=True) else _read(file) or True
     except OSError:
         return False
 

@@ -1,7 +1,7 @@
 """run.json: which stage a run folder is of, in which format, and how its run goes.
 
 {"format": 1, "package": "0.1.0", "stage": "ppo", "settings": "9f86d081...", "status": "finished",
- "since": "2026-11-21T12:00:00+0000", "error": null}
+ "since": "2026-11-21T12:00:00+0000", "error": null, "extends": null}
 
 Format 0 is a run folder without this file: it is read as it is, and gets one when its run goes on.
 """
@@ -32,6 +32,7 @@ class RunRecord:
     status: Status
     since: str  # ISO 8601: when the status became this
     error: str | None = None  # of a run that failed
+    extends: int | None = None  # the step at which the run had finished before, until it finishes again
     package: str = __version__  # that last wrote here
     format: int = FORMAT
 
@@ -40,8 +41,10 @@ class RunRecord:
             write_whole(folder / RUN_FILE, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
-    def new(cls, stage: str, settings: str, status: Status, error: BaseException | None = None) -> "RunRecord":
-        return cls(stage, settings, status, now(), f"{type(error).__name__}: {error}" if error else None)
+    def new(
+        cls, stage: str, settings: str, status: Status, error: BaseException | None = None, extends: int | None = None
+    ) -> "RunRecord":
+        return cls(stage, settings, status, now(), f"{type(error).__name__}: {error}" if error else None, extends)
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord | None":

@@ -22,7 +22,7 @@ from rlhf_ray.actors.thread import CALL_TIMEOUT
 from rlhf_ray.config import DPOConfig, PPOConfig, RewardModelConfig, SFTConfig
 from rlhf_ray.errors import DiskFull, InfrastructureError, RLHFRayError
 from rlhf_ray.tracking.console import Console
-from rlhf_ray.tracking.tracker import Trackers, make_trackers, restore_tracker_ids, tracker_ids
+from rlhf_ray.tracking.tracker import BEGINNING, Trackers, make_trackers, restore_tracker_ids, tracker_ids
 from rlhf_ray.trainers.checkpoint import Checkpoint, Checkpoints
 from rlhf_ray.trainers.disk import DiskGuard
 from rlhf_ray.trainers.failure_log import FAILURES_FILE, FailureLog
@@ -134,12 +134,13 @@ class Session(ActorSession):
         self.failures.path, self.failures.console = self.folder.path / FAILURES_FILE, console
         self.checkpoints = Checkpoints(self.folder.checkpoints, config.checkpoint, console.warn)
         self.disk = DiskGuard(self.folder.path, config.guards.min_free_disk_mib, console.warn)
-        #: Whether this goes on with a run that had not come to its end.
-        self.completes = bool(resume) and status_of(self.folder.path) != "finished"
+        finished = bool(resume) and status_of(self.folder.path) == "finished"
         self.lock = RunLock(self.folder.path)
         self.lock.acquire(console.warn)
         try:
             self.resumed: Checkpoint | None = self.checkpoints.latest() if resume else None
+            #: The step at which the run had finished that now goes further, maybe not for the first time.
+            self.extends = (self.resumed.step if self.resumed else None) if finished else self.folder.extends
         except BaseException:
             self.lock.release()
             raise
@@ -152,9 +153,9 @@ class Session(ActorSession):
     def _open(self, ending: ExitStack) -> None:
         ending.callback(self.lock.release)
         config, again = self.config, self.folder.config_file.is_file()
-        self.folder.write_start(config, self.stage)
+        self.folder.write_start(config, self.stage, self.extends)
         ending.push(self._write_end)
-        resume_step = self.resumed.step if self.resumed else (0 if again else None)
+        resume_step = self.resumed.step if self.resumed else (BEGINNING if again else None)
         if self.resumed:
             restore_tracker_ids(self.folder.path, self.resumed.state.get("trackers", {}))
         self.trackers: Trackers = make_trackers(
@@ -190,6 +191,7 @@ class Session(ActorSession):
         """`Checkpoints.write`, with the state that is the session's own."""
         with suppress(DiskFull):  # the write finds out itself, which costs the checkpoint and not the run
             self.disk.check("a checkpoint")
+        self.trackers.sync()  # a resume from the checkpoint reads the metrics up to it
         state = state | {"trackers": tracker_ids(self.folder.path)}
         with self.console.progress("checkpoint"):
             self.checkpoints.write(step, state, learner, metric)

@@ -9,7 +9,7 @@ from rlhf_ray.config.base import Section
 
 #: Keys, or beginnings of keys, that change nothing about what a stage makes.
 IRRELEVANT = (
-    *("run.name", "run.root", "resources.", "tracking."),
+    *("run.name", "run.root", "resources.", "learner.ranks", "generation.replicas", "tracking."),
     *("checkpoint.every", "checkpoint.keep_last", "checkpoint.asynchronous"),
     *("data.memory_mib", "data.spill_folder", "guards.min_free_disk_mib", "show_samples", "evaluation.show_samples"),
 )

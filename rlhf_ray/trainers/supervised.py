@@ -22,6 +22,7 @@ from rlhf_ray.data.holdout import with_held_out
 from rlhf_ray.data.order import cursor, draw
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.errors import BadUpdate
+from rlhf_ray.files import replaced
 from rlhf_ray.hub import check_model, load_tokenizer
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.build_supervised import build_supervised
@@ -29,6 +30,7 @@ from rlhf_ray.trainers.callbacks import Callback, Callbacks, StopRequests
 from rlhf_ray.trainers.guarding import ROLLED_BACK, review_updates, roll_back
 from rlhf_ray.trainers.recovery import Loss, Recovery
 from rlhf_ray.trainers.restoring import Restorer
+from rlhf_ray.trainers.results import read_history
 from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.session import Session, learner_needs, put
 from rlhf_ray.trainers.stage_result import StageResult
@@ -153,6 +155,8 @@ class _Run:
         self.rows, self.per_step, self.total = rows, per_step, total
         self.result = StageResult(session.folder.policy, session.folder.path, total)
         self.done, self.announced = 0, False
+        self.history: list[dict[str, float]] = []  # metrics of step 1, 2, ..., those that earlier processes ran too
+        self.began = 0  # the steps that this process did not run
         self.restorer = Restorer(session, self.callbacks, trainer)
 
     def go_on(self, recovery: Recovery, loss: Loss | None) -> StageResult:
@@ -193,16 +197,15 @@ class _Run:
         if resumed is not None:
             self.learner.load(resumed.learner)
         step, state = self.restorer.restore()
-        if resumed is not None:
-            result.before, result.after = state["before"], state.get("after", {})
+        result.before, result.after = state.get("before", {}), state.get("after", {})
         if first:
             self.restorer.warn_if_moved(state, cursor(self.rows, self.per_step, step))
-        else:
-            del result.history[len(result.history) - (self.done - step) :]
+        self.began = step if first else min(self.began, step)
+        self.history = read_history(self.session.folder.metrics_file, step)
         self.done = step
 
     def _loop(self) -> None:
-        if self.done and self.stopping:  # asked for before a loss, and saved
+        if self.done and self.stopping:  # asked for before a loss: the last checkpoint is the end
             return
         with self.console.progress(self.t.stage, self.total) as advance:
             advance(self.done)
@@ -236,11 +239,11 @@ class _Run:
             metrics: dict[str, float] = self.learner.call(f"step {step}", "step", rows, step + 1)
         except BadUpdate as error:
             metrics = roll_back(self.session, error, self._start_learner)
-        review_updates(metrics, self.result.history, config.guards, self.session.failures)
+        review_updates(metrics, self.history, config.guards, self.session.failures)
         metrics["seconds/total"] = time.monotonic() - started
         metrics |= self.session.failures.metrics()
         faults.reach("trained")
-        self.result.history.append(metrics)
+        self.history.append(metrics)
         self.done = step + 1
         self.session.trackers.log(step + 1, metrics)
         faults.reach("tracked")
@@ -255,12 +258,13 @@ class _Run:
     def _finish(self) -> StageResult:
         """Export the model."""
         result = self.result
+        result.history = self.history[self.began :]
         if self.done < self.total:
             result.steps, result.interrupted = self.done, self.session.stop.requested
             result.stopped_because = self.t.stop_reason
         self.session.disk.check("the model")
-        with self.console.progress("exporting the model"):
-            self.t.export(self.learner, self.session.folder.policy)
+        with self.console.progress("exporting the model"), replaced(self.session.folder.policy) as aside:
+            self.t.export(self.learner, aside)
         for path in self.session.checkpoints.finish():
             self.callbacks.on_checkpoint(path)
         self.callbacks.on_train_end(result)

@@ -1,7 +1,6 @@
 """SIGKILL of the driver at moments spread over a run: every resumed run ends with the bits of the undisturbed one."""
 
 import itertools
-import json
 import shutil
 import statistics
 from pathlib import Path
@@ -14,6 +13,7 @@ from tiny_runs import TinyRuns
 
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.trainers.ppo import PPOTrainer
+from rlhf_ray.trainers.results import read_metrics
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * DEADLINE_S), pytest.mark.usefixtures("ray_local")]
 
@@ -28,8 +28,10 @@ WEIGHT_TOLERANCE, METRIC_TOLERANCE = 1e-4, 1e-3
 
 
 def run_config(tiny: TinyRuns, root: Path, name: str, *overrides: str) -> PPOConfig:
+    """Evaluated at the start, at every checkpoint, and after the last one."""
     length = (f"ppo.iterations={ITERATIONS}", f"checkpoint.every={EVERY}")
-    return exact(tiny, root, name, *length, *overrides)
+    held_out = (f"data.eval_path={tiny.folder}/prompts_eval.jsonl", f"evaluation={{prompts: 4, every: {EVERY}}}")
+    return exact(tiny, root, name, *length, *held_out, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,7 @@ def undisturbed(tiny: TinyRuns, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def iteration_s(folder: Path) -> float:
     """The median seconds of an iteration."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return statistics.median(line["seconds/total"] for line in lines)
+    return statistics.median(line["seconds/total"] for line in read_metrics(folder / "metrics.jsonl").values())
 
 
 def test_the_moments_are_spread_and_most_come_after_a_checkpoint() -> None:
@@ -71,5 +72,5 @@ def test_another_number_of_ranks_goes_on_within_the_tolerance(
     assert rollouts(folder) == rollouts(undisturbed)  # the last ones were sampled before any sum could differ
     left, right = (load_file(run / "policy" / "model.safetensors") for run in (folder, undisturbed))
     assert max(float((left[name] - right[name]).abs().max()) for name in left) < WEIGHT_TOLERANCE
-    ours, theirs = metrics(folder)[-1], metrics(undisturbed)[-1]
+    ours, theirs = metrics(folder)[-2], metrics(undisturbed)[-2]  # after them, the end was evaluated
     assert ours == pytest.approx(theirs, rel=METRIC_TOLERANCE, abs=METRIC_TOLERANCE)

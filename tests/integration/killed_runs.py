@@ -88,7 +88,7 @@ def kill_at(config: PPOConfig, folder: Path, moment: Moment, iteration_s: float 
 
 def _await_iterations(path: Path, count: int, driver: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + DEADLINE_S
-    while not path.is_file() or path.read_bytes().count(b"\n") < count:
+    while not path.is_file() or path.read_bytes().count(b'"seconds/total"') < count:
         assert driver.poll() is None, f"the driver ended before {count} iterations did"
         assert time.monotonic() < deadline, f"{count} iterations did not end"
         time.sleep(0.02)

@@ -15,7 +15,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 def test_a_driver_killed_after_a_sync_resumes_to_the_same_end_with_another_generator(
     exact_run: Path, tiny: TinyRuns, tmp_path: Path
 ) -> None:
-    folder = kill_at(exact(tiny, tmp_path / "runs", "killed"), tmp_path / "killed", Moment("published", 3))
+    config = exact(tiny, tmp_path / "runs", "killed", "checkpoint.asynchronous=false")  # the one of 2 is whole by then
+    folder = kill_at(config, tmp_path / "killed", Moment("published", 3))
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000002"]
     resumed = PPOTrainer(exact(tiny, tmp_path / "runs", "killed", "generation.replicas=2"), resume=folder).train()
     assert len(resumed.history) == 3  # the first two come from the run's folder
     assert_same_run(folder, exact_run, resampled=True)  # two engines have smaller batches

@@ -3,6 +3,7 @@ and where it goes on when its learner was lost."""
 
 import io
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,12 @@ from rlhf_ray.learner.experience import RolloutIndex
 from rlhf_ray.schema import PROMPTS
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.tracking.metrics_file import MetricsFile
+from rlhf_ray.tracking.tracker import BEGINNING
 from rlhf_ray.trainers.callbacks import Callback, CallbackError
 from rlhf_ray.trainers.checkpoint import Checkpoints
 from rlhf_ray.trainers.evaluation import Evaluation
 from rlhf_ray.trainers.failure_log import FailureLog
+from rlhf_ray.trainers.manifest import Manifest
 from rlhf_ray.trainers.ppo import PPOTrainer
 from rlhf_ray.trainers.results import INTERRUPTED, PPOResult
 from rlhf_ray.trainers.rollouts import Batch, Rollouts
@@ -41,6 +44,7 @@ class FakeActors:
     def __init__(self) -> None:
         self.learner = self.sync = self
         self.trained = 0
+        self.finished = False  # writing rollouts
         self.exported: list[tuple[str, int]] = []  # (folder, iterations that the policy had seen)
 
     def collector(self, scored: bool = True) -> "FakeActors":
@@ -63,7 +67,8 @@ class FakeActors:
 
     def write_rollouts(self, stem: str, rollouts: Rollouts, total: np.ndarray) -> None: ...
 
-    def finish_writing(self) -> None: ...
+    def finish_writing(self) -> None:
+        self.finished = True
 
     def snapshot(self) -> None:
         self.copied = self.trained
@@ -76,7 +81,8 @@ class FakeActors:
         self.trained = int((folder / "weights").read_text())
 
     def export(self, folder: Path) -> None:
-        self.exported.append((folder.name, self.trained))
+        folder.mkdir(exist_ok=True)
+        self.exported.append((folder.name.strip(".").removesuffix(".partial"), self.trained))
 
 
 class MortalActors(FakeActors):
@@ -127,7 +133,8 @@ class PairActors(FakeActors):
 class FakeSession:
     """The run folder's part of a session."""
 
-    completes, learner = True, None
+    extends = learner = None
+    disk = SimpleNamespace(check=lambda what: None)
     starter = SimpleNamespace(of_kind=lambda kind: {})
     supervision = SimpleNamespace(budget=lambda kind: SimpleNamespace(spend=lambda cause: 0.0))
 
@@ -136,7 +143,7 @@ class FakeSession:
         self.checkpoints = Checkpoints(folder / "checkpoints", CheckpointSection(keep_last=9), lambda problem: None)
         self.write_checkpoint = self.checkpoints.write
         self.resumed = self.checkpoints.latest()
-        self.trackers = MetricsFile(folder / "metrics.jsonl", self.resumed.step if self.resumed else None)
+        self.trackers = MetricsFile(folder / "metrics.jsonl", self.resumed.step if self.resumed else BEGINNING)
 
     def end_learner(self) -> None: ...
 
@@ -152,6 +159,7 @@ class Spy(Callback):
 
     def on_train_start(self, trainer: PPOTrainer) -> None:
         self.trainer = trainer
+        self._act("on_train_start", 0)
 
     def on_reward(self, iteration: int, rollouts: Any, composed: Any) -> None:
         self._act("on_reward", iteration)
@@ -283,7 +291,20 @@ def test_a_callback_that_raises_costs_no_whole_iteration(
         run(tmp_path, spy, save_every=2 if hook == "on_reward" else 9)
     assert spy.error is raised.value
     assert checkpoints(tmp_path) == saved
+    assert spy.trainer.actors.finished  # type: ignore[union-attr]  # a resume does not sample them again
     assert spy.trainer.actors.exported == [("policy", policy)]  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_that_is_written_again_keeps_what_it_achieved(tmp_path: Path) -> None:
+    with pytest.raises(CallbackError):
+        run(tmp_path, Spy("on_iteration_end", 3, boom), save_every=2)
+    step = tmp_path / "checkpoints" / "step-000002"
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000003")
+    metric = Manifest.read(step).metric
+    assert metric is not None
+    with pytest.raises(CallbackError):
+        run(tmp_path, Spy("on_train_start", 0, boom))
+    assert Manifest.read(step).metric == metric
 
 
 def test_a_resumed_run_goes_on_with_all_state(tmp_path: Path) -> None:
@@ -324,13 +345,24 @@ def test_a_lost_learner_changes_nothing(tmp_path: Path) -> None:
     assert len(result.history) == ITERATIONS
     assert actors.exported == [("policy", ITERATIONS)]
     assert trainer.normalizer.state_dict() == undisturbed.normalizer.state_dict()
-    assert (spies[1].seen, spies[1].evaluated) == (spies[0].seen, spies[0].evaluated)
+    assert (spies[0].evaluated, spies[1].evaluated) == ([0, 4], [0, 0, 4])  # by callbacks back at their beginning
+    assert spies[1].seen == spies[0].seen
     record = [json.loads(line) for line in (folders[1] / "failures.jsonl").read_text().splitlines()]
     assert [(line["iteration"], line["attempt"]) for line in record] == [(1, 0), (1, 1), (4, 1), (4, 2)]
     assert record[2]["action"] == "starting the learner again from iteration 3 (attempt 2), 1 to replay"
     assert result.before is not None
     assert whole.before is not None
     assert result.before.reward[0] == whole.before.reward[0]
+
+
+def test_a_run_killed_after_its_last_evaluation_evaluates_again_in_its_place(tmp_path: Path) -> None:
+    spy = Spy("on_evaluation", ITERATIONS, boom)
+    with pytest.raises(CallbackError):
+        run(tmp_path, spy)
+    logged = lines(tmp_path)
+    assert [line["step"] for line in logged] == [0, 1, 2, 3, 4, 4]
+    run(tmp_path, Spy())
+    assert lines(tmp_path) == logged
 
 
 def test_a_learner_lost_on_the_way_out_does_not_undo_a_stop(tmp_path: Path) -> None:

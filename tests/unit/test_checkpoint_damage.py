@@ -1,5 +1,6 @@
 """A checkpoint that is not byte for byte what was written is found out, and the one before is used."""
 
+import errno
 import json
 import os
 import pickle
@@ -76,6 +77,26 @@ def assert_the_one_before_is_used(folder: Path, said: str) -> None:
 def test_a_file_that_is_missing(folder: Path, name: str) -> None:
     (folder / "step-000002" / name).unlink()
     assert_the_one_before_is_used(folder, f"{name} is missing")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_in_the_place_of_a_file(folder: Path, name: str) -> None:
+    (folder / "step-000002" / name).unlink()
+    (folder / "step-000002" / name).mkdir()
+    assert_the_one_before_is_used(folder, name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_cannot_be_read(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def fail(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == folder / "step-000002" / name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    assert_the_one_before_is_used(folder, f"{name} is unreadable (")
 
 
 @pytest.mark.parametrize("name", FILES)

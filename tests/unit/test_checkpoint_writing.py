@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -221,6 +222,33 @@ def test_a_step_is_written_again_by_a_run_that_replays_it(tmp_path: Path, learne
     assert (manifest.step, manifest.attempt, manifest.ranks, manifest.format) == (1, 2, 1, 1)
     assert manifest.package
     assert manifest.bytes == sum((folder / name).stat().st_size for name in manifest.files)
+
+
+def test_the_old_one_of_a_step_is_there_until_the_new_one_is(
+    tmp_path: Path, learner: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To remove it takes long when it is large: a kill there must not leave none."""
+    checkpoints, removed = store(tmp_path, keep_last=1, asynchronous=False), list[bool]()
+
+    def remove(folder: Path, ignore_errors: bool) -> None:
+        removed.append((tmp_path / "checkpoints" / "step-000001").exists())
+        rmtree(folder, ignore_errors=ignore_errors)
+
+    write(checkpoints, learner, {1: None})
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    write(checkpoints, learner, {1: None})
+    assert removed == [True]
+    assert os.listdir(tmp_path / "checkpoints") == ["step-000001"]
+
+
+def test_the_metric_is_read_back(tmp_path: Path, learner: Counter) -> None:
+    checkpoints = store(tmp_path)
+    for step, metric in ((1, 0.5), (2, None)):
+        write(checkpoints, learner, {step: metric})
+        found = checkpoints.latest()
+        assert found is not None
+        assert found.metric == metric
 
 
 def test_what_a_killed_process_left_half_written_is_no_checkpoint(tmp_path: Path, learner: Counter) -> None:

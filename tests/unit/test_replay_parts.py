@@ -1,6 +1,7 @@
 """What a replay reads: the recorded rollouts as actors gave them, and the checkpoint before the iteration."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from rlhf_ray.actors.sample_table import Sample, sample_meta, sample_table
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.common import CheckpointSection
-from rlhf_ray.config.load import merge_config
+from rlhf_ray.config.load import load_config, merge_config
 from rlhf_ray.errors import DataError
 from rlhf_ray.files import FileDigest
 from rlhf_ray.rewards.failure import RewardFailure
@@ -22,6 +24,7 @@ from rlhf_ray.schema import PROMPTS
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.checkpoint import Checkpoints
 from rlhf_ray.trainers.recorded import recorded_rollouts
+from rlhf_ray.trainers.replay import SETTINGS as REPLAYED
 from rlhf_ray.trainers.replay import RecordedCheckpoints, StopAfter
 from rlhf_ray.trainers.rollouts import Rollouts
 from rlhf_ray.trainers.run_folder import RunFolder
@@ -94,6 +97,14 @@ def test_failed_rewards_come_back_from_the_quarantine_and_drop_their_sample(run:
     assert composed.total[:3].tolist() == [0.5, 0.25, 1.0]
 
 
+def test_failures_of_an_earlier_attempt_do_not_count(run: RunFolder) -> None:
+    """Its line comes first: of the same sample, of one that was scored the next time, of one that is gone."""
+    earlier = [replace(FAILURE, **changes) for changes in ({"message": "did"}, {"sample_index": 0}, {"prompt_id": 99})]
+    (run.quarantine / "rewards.jsonl").unlink()
+    append_failures(run.quarantine, [*earlier, FAILURE], 3)
+    assert read(run).failures == [FAILURE]
+
+
 def test_an_iteration_without_rollouts_is_named(run: RunFolder) -> None:
     with pytest.raises(DataError, match=r"iteration-000004.parquet is missing: .* from its prompts"):
         recorded_rollouts(run, 4)
@@ -143,3 +154,11 @@ def test_the_loop_is_asked_to_stop_at_the_iteration_and_not_before() -> None:
     assert asked == []
     stop.on_iteration_start(3)
     assert len(asked) == 1
+
+
+def test_a_run_that_rolls_back_can_be_replayed(tmp_path: Path) -> None:
+    """Its configuration is refused without checkpoints, though a replay writes none."""
+    run = SETTINGS | {"guards": {"on_bad_update": "rollback"}, "checkpoint": {"every": 2}}
+    (tmp_path / "config.yaml").write_text(yaml.dump(run))
+    config = load_config(PPOConfig, [tmp_path / "config.yaml"], REPLAYED)
+    assert config.guards.on_bad_update == "rollback"

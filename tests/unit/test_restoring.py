@@ -26,11 +26,11 @@ class Counter(Callback):
 class Run:
     """A session that resumes from `resumed`, its trainer with one callback, and their restorer."""
 
-    def __init__(self, resumed: Any = None, completes: bool = False) -> None:
+    def __init__(self, resumed: Any = None, extends: int | None = None) -> None:
         self.rewound: list[int] = []
         self.session: Any = SimpleNamespace(
             resumed=resumed,
-            completes=completes,
+            extends=extends,
             failures=SimpleNamespace(attempt=0),
             trackers=SimpleNamespace(rewind=self.rewound.append),
         )
@@ -48,7 +48,11 @@ def test_a_new_run_begins_and_goes_back_to_its_beginning() -> None:
     assert (run.restorer.attempt, run.rewound) == (0, [])
     run.counter.count = 3
     assert run.restorer.restore() == (0, {})
-    assert (run.restorer.attempt, run.rewound, run.counter.count) == (1, [0], 0)
+    assert (run.restorer.attempt, run.rewound, run.counter.count) == (
+        1,
+        [-1],
+        0,
+    )  # the evaluation of the start is repeated too
     assert run.session.failures.attempt == 1
 
 
@@ -59,7 +63,7 @@ def test_attempts_go_on_from_those_of_the_checkpoint_and_never_back() -> None:
     for attempt in (1, 2):  # twice to the same checkpoint
         run.restorer.restore()
         assert run.restorer.attempt == attempt
-    resumed = Run(run.checkpoint(4), completes=True)
+    resumed = Run(run.checkpoint(4))
     resumed.restorer.restore()
     assert (resumed.restorer.attempt, resumed.rewound) == (3, [])
 
@@ -73,14 +77,14 @@ def test_a_stop_that_was_asked_for_after_the_checkpoint_is_forgotten() -> None:
     assert run.trainer.stop_reason is None
 
 
-@pytest.mark.parametrize(("completes", "reason"), [(True, "good enough"), (False, None)])
+@pytest.mark.parametrize(("extends", "reason"), [(None, "good enough"), (3, "good enough"), (5, None)])
 def test_a_stop_holds_when_the_driver_died_on_the_way_out_but_not_when_the_run_goes_further(
-    completes: bool, reason: str | None
+    extends: int | None, reason: str | None
 ) -> None:
     before = Run()
     before.restorer.restore()
     before.trainer.request_stop("good enough")
-    run = Run(before.checkpoint(5), completes)
+    run = Run(before.checkpoint(5), extends)
     run.restorer.restore()
     assert run.trainer.stop_reason == reason
     run.restorer.restore()  # after a loss, before the next checkpoint

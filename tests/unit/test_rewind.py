@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlhf_ray.tracking.metrics_file import MetricsFile
-from rlhf_ray.tracking.tracker import Trackers
+from rlhf_ray.tracking.tracker import BEGINNING, Trackers
 from rlhf_ray.trainers.callbacks import Callback, Callbacks
 from rlhf_ray.trainers.callbacks_builtin import BestModel, RewardPlateauStop
 from rlhf_ray.trainers.callbacks_builtin.best_model import Best
@@ -67,3 +67,40 @@ def test_metrics_of_repeated_steps_are_there_once(tmp_path: Path) -> None:
     assert lines == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 20.0}]
     assert service.logged == [1, 2, 3, 2]
     assert warnings == ["Service did not take the return to step 1 (ConnectionError: no network); metrics.jsonl has it"]
+
+
+def steps_and_keys(path: Path) -> list[tuple[int, str]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line.pop("step"), *line) for line in lines]
+
+
+def test_the_evaluation_of_the_start_is_there_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    killed = MetricsFile(path)
+    killed.log(0, {"eval/loss": 2.0})
+    killed.log(1, {"loss": 1.0})
+    killed.close()
+    again = MetricsFile(path, BEGINNING)
+    again.log(0, {"eval/loss": 2.0})
+    assert steps_and_keys(path) == [(0, "eval/loss")]
+    again.rewind(BEGINNING)
+    again.log(0, {"eval/loss": 2.0})
+    again.close()
+    assert steps_and_keys(path) == [(0, "eval/loss")]
+
+
+def test_the_evaluation_of_the_end_comes_after_its_checkpoint_and_is_there_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    killed = MetricsFile(path)
+    for step, key in ((1, "loss"), (2, "loss"), (2, "eval/loss")):
+        killed.log(step, {key: 1.0})
+    killed.close()
+    again = MetricsFile(path, resume_after=2)
+    again.log(2, {"eval/loss": 3.0})
+    again.log(3, {"loss": 1.0})
+    again.log(3, {"eval/loss": 1.0})
+    again.rewind(3)
+    again.log(3, {"eval/loss": 4.0})
+    again.close()
+    assert steps_and_keys(path) == [(1, "loss"), (2, "loss"), (2, "eval/loss"), (3, "loss"), (3, "eval/loss")]
+    assert [json.loads(line).get("eval/loss") for line in path.read_text().splitlines()] == [None, None, 3.0, None, 4.0]

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from rlhf_ray.config.common import CheckpointSection, RunSection
 from rlhf_ray.config.rlhf import RLHFConfig
 from rlhf_ray.errors import ConfigError, DataError
 from rlhf_ray.files import FileDigest
+from rlhf_ray.trainers import run_lock
 from rlhf_ray.trainers.checkpoint import Checkpoints
 from rlhf_ray.trainers.resume import run_to_resume
 from rlhf_ray.trainers.run_folder import RunFolder
@@ -189,6 +191,12 @@ def found(config: SFTConfig) -> Path | None:
     return run_to_resume(config, config.run, "sft")
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "PATIENCE_S", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_auto_finds_the_newest_unfinished_run_of_the_same_settings(tmp_path: Path, make: Make) -> None:
     ours = config(tmp_path, checkpoint={"every": 3})  # how often it saves is no matter
     assert found(ours) is None
@@ -202,6 +210,19 @@ def test_auto_finds_the_newest_unfinished_run_of_the_same_settings(tmp_path: Pat
     with RunLock(newer).held(pytest.fail):
         assert found(ours) == older
     assert run_to_resume(ours, ours.run, "dpo") is None
+
+
+def test_auto_waits_for_a_killed_run_to_let_go(tmp_path: Path, make: Make) -> None:
+    folder = make("killed", "running")
+    lock = RunLock(folder)
+    lock.acquire(pytest.fail)
+    threading.Timer(0.2, lock.release).start()
+    assert found(config(tmp_path)) == folder
+
+
+def test_auto_finds_a_run_of_another_number_of_ranks(tmp_path: Path, make: Make) -> None:
+    folder = make("two-ranks", learner={"ranks": 2})
+    assert found(config(tmp_path)) == folder
 
 
 def test_auto_goes_by_the_name_where_there_is_one(tmp_path: Path, make: Make) -> None:
@@ -218,6 +239,8 @@ def test_a_run_that_was_killed_before_it_began_is_no_obstacle(tmp_path: Path) ->
     run = RunSection(root=str(tmp_path), name="mine")
     with RunLock(RunFolder.create(run, "sft").path).held(pytest.fail):
         pass
+    for name in ("environment.json", "run.json", "config.yaml"):  # in the middle of writing one of these
+        (tmp_path / "mine" / f".{name}.partial").touch()
     assert found(config(tmp_path, run=run.model_dump())) is None
     assert RunFolder.create(run, "sft").path == tmp_path / "mine"
 
