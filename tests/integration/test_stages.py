@@ -50,7 +50,7 @@ class StopAfter(Callback):
 
 
 class KillLearner(Callback):
-    """Kills the actor of this name after the first step."""
+    """Kills the actor of this name after each step."""
 
     def __init__(self, actor: str) -> None:
         self.actor = actor
@@ -162,7 +162,8 @@ def test_two_ranks_give_the_weights_of_one_also_when_resumed(reward: StageResult
 
 def test_a_lost_rank_ends_the_run_by_name(sft: StageResult, tiny: TinyRuns, root: Path) -> None:
     """Rank 0 notices first, by the error of its torn collective call. Unpacked on two ranks, the loss is the same."""
-    trainer = SFTTrainer(tiny.sft(root, "lost", "learner.ranks=2"), callbacks=[KillLearner("lost/learner/1")])
+    config = tiny.sft(root, "lost", "learner.ranks=2", "resources.restarts=1")
+    trainer = SFTTrainer(config, callbacks=[KillLearner("lost/learner/1")])
     with pytest.raises(InfrastructureError, match=r"learner/1 was lost: .*killed"):
         trainer.train()
     assert ray.util.list_named_actors() == []
