@@ -4,6 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# Python keeps what it compiled, as by default: without, torch, transformers and vLLM are compiled in every Ray process,
+# twice the processor time of loading them. uv compiles nothing when it installs.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Where pip is told to find wheels, uv looks too. Elsewhere the CPU build of torch comes from PyTorch's own index.
 UV_SOURCES := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)",UV_TORCH_BACKEND=cpu)
 

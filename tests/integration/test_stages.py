@@ -50,7 +50,7 @@ class StopAfter(Callback):
 
 
 class KillLearner(Callback):
-    """Kills the actor of this name after the first step."""
+    """Kills the actor of this name after each step."""
 
     def __init__(self, actor: str) -> None:
         self.actor = actor
