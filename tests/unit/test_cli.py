@@ -85,7 +85,8 @@ def test_help_lists_the_commands_in_the_order_of_use() -> None:
     lines = run("--help").output.split("Commands:")[1].splitlines()
     names = [line.split()[0] for line in lines if line.strip()]
     assert names == [
-        "demo", "sft", "reward", "dpo", "ppo", "pipeline", "eval", "export", "serve-reward", "data", "config", "doctor",
+        "demo", "sft", "reward", "dpo", "ppo", "pipeline", "runs", "replay",
+        "eval", "export", "serve-reward", "data", "config", "doctor",
     ]  # fmt: skip
 
 
