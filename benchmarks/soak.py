@@ -123,8 +123,8 @@ def main() -> int:
         config = faulty_ppo(folder, "tiny", args.iterations)
         with FaultSchedule(folder / "faults", hits) as schedule:
             result = PPOTrainer(config, callbacks=[schedule, sampler]).train()
-    if schedule.pending or result.iterations != args.iterations:
-        raise RuntimeError(f"{result.iterations} iterations done; not met: {', '.join(map(str, schedule.pending))}")
+        if schedule.pending or result.iterations != args.iterations:
+            raise RuntimeError(f"{result.iterations} iterations done; not met: {', '.join(map(str, schedule.pending))}")
     table = rows(sampler)
     series = {what: {whose: sampler.curve(what, whose) for whose in sorted(sampler.series[what])} for what in FLAT}
     report("soak", table, args.out, {"faults": [str(hit) for hit in hits], "samples": sampler.count, "series": series})
