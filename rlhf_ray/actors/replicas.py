@@ -14,7 +14,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
-from rlhf_ray.actors.calls import cause_of_loss, describe_health, result, wait_ready
+from rlhf_ray.actors.calls import cause_of_loss, describe_health, find_lost, result, wait_ready
 from rlhf_ray.actors.supervision import Supervision
 from rlhf_ray.errors import ActorLost, DeadlineError, InfrastructureError
 
@@ -163,6 +163,12 @@ class Replicas:
         reports.record(actor=who, phase=phase, cause=cause, action=action)
         if not wait_s:
             self._begin(replica)
+
+    def replace_dead(self) -> None:
+        """Start successors of those that are dead and owe no answer, whose loss would show when they are next asked."""
+        idle = {f"{self.name}/{index}": index for index in self.those(State.BEHIND, State.SERVING)}
+        for who, why in find_lost({who: self._all[index].handle for who, index in idle.items()}).items():
+            self.lose(idle[who], self.life(idle[who]), why, "idle")
 
     def _begin(self, replica: Replica) -> None:
         replica.handle = self._start(replica.index)

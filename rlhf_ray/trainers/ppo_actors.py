@@ -141,7 +141,15 @@ class PPOActors(RolloutActors):
         """New ranks in place of all old ones, as they were at the start of the run; nothing is published yet."""
         self.session.end_learner()
         self.learner = self.session.start_learner()
-        self._finish_learner(self.learner.begin_join(self._total_steps))
+        joining = self.learner.begin_join(self._total_steps)
+        self._replace_dead()
+        self._finish_learner(joining)
+
+    def _replace_dead(self) -> None:
+        """What died along with the learner, as on its node, loads beside it, and not when it is next asked."""
+        others = [self.reference] if self.reference is not None else []
+        for pool in [self.generators, *self.scorers.values(), *others, self.writer]:
+            pool.replicas.replace_dead()
 
     def _finish_learner(self, joining: list[ray.ObjectRef]) -> None:
         self.learner.finish_join(joining)

@@ -43,6 +43,7 @@ class Receivers(Protocol):
 
     @property
     def handles(self) -> list[ActorHandle]: ...
+    def wait_ready(self, deadline_s: float) -> None: ...
     def life(self, index: int) -> int: ...
     def withdraw(self) -> list[int]: ...
     def admit(self, index: int) -> None: ...
@@ -182,6 +183,9 @@ class WeightSync:
         """All generators at once: they and the learner are one group, which is formed anew when one has changed."""
         generators = self._generators
         to = list(generators.answers(generators.ask(to, "health"), "publish", self._timeout_s))  # without the dead
+        if not to:  # a group needs members
+            generators.wait_ready(self._timeout_s)
+            to = generators.withdraw()
         lives = {index: generators.life(index) for index in to}
         if lives != self._connected:
             self._open(to)

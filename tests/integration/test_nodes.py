@@ -113,6 +113,10 @@ def test_actors_of_a_lost_node_move_to_what_is_left(
     finally:
         driver.end()
     assert_same_run(tmp_path / "moved", exact_run, resampled=True)
+    lines = [json.loads(line) for line in (tmp_path / "moved" / "failures.jsonl").read_text().splitlines()]
+    assert not any(line["cause"] for line in lines[[line["action"] for line in lines].index("recovered") :]), (
+        "all that the node took along starts again at once"
+    )
 
 
 def _node_of(cluster: Cluster, nodes: list[Any], actor: str) -> Any:
