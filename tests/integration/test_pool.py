@@ -38,7 +38,6 @@ class Worker:
         if fault in ("die", "hang") and not marker.exists():
             marker.touch()
             if fault == "die":
-                time.sleep(0.3)  # until what a stream has yielded is reported
                 os._exit(1)
             time.sleep(1000)
         if fault == "data":
@@ -56,6 +55,7 @@ class Worker:
         for n in range(number):
             yield [n] * 1000
             if n == 2:
+                time.sleep(0.3)  # until what came before is reported
                 self.double(number, fault)
             yield n
 
