@@ -28,6 +28,8 @@ from rlhf_ray.trainers.fault_schedule import FaultSchedule, seeded_hits
 from rlhf_ray.trainers.ppo import PPOTrainer
 
 WARM_UP = 0.2  # share of the samples that the trend leaves out at the beginning
+#: 16 MiB, which an engine has filled within SETTLING; the pages of a larger one are touched over hundreds of iterations
+KV_CACHE_GIB = 1 / 64
 SETTLING = 10  # samples at the beginning of each life that it leaves out
 #: growth over a run that counts as none: the larger of an amount, and a share of the median
 FLAT = {"memory MiB": (8.0, 0.02), "descriptors": (3.0, 0.0), "threads": (3.0, 0.0)}
@@ -120,7 +122,7 @@ def main() -> int:
     hits = seeded_hits(args.seed, args.iterations - 1, args.every, DEATHS) if args.every else []
     with tempfile.TemporaryDirectory(prefix="soak-") as temporary:
         folder = Path(temporary)
-        config = faulty_ppo(folder, "tiny", args.iterations)
+        config = faulty_ppo(folder, "tiny", args.iterations, generation={"cpu_kv_cache_gib": KV_CACHE_GIB})
         with FaultSchedule(folder / "faults", hits) as schedule:
             result = PPOTrainer(config, callbacks=[schedule, sampler]).train()
         if schedule.pending or result.iterations != args.iterations:

@@ -166,6 +166,7 @@ class Replicas:
 
     def replace_dead(self) -> None:
         """Start successors of those that are dead and owe no answer, whose loss would show when they are next asked."""
+        self.tend()  # one that was never asked counts as starting
         idle = {f"{self.name}/{index}": index for index in self.those(State.BEHIND, State.SERVING)}
         for who, why in find_lost({who: self._all[index].handle for who, index in idle.items()}).items():
             self.lose(idle[who], self.life(idle[who]), why, "idle")

@@ -140,10 +140,9 @@ class PPOActors(RolloutActors):
     def restart_learner(self) -> None:
         """New ranks in place of all old ones, as they were at the start of the run; nothing is published yet."""
         self.session.end_learner()
-        self.learner = self.session.start_learner()
-        joining = self.learner.begin_join(self._total_steps)
         self._replace_dead()
-        self._finish_learner(joining)
+        self.learner = self.session.start_learner()
+        self._finish_learner(self.learner.begin_join(self._total_steps))
 
     def _replace_dead(self) -> None:
         """What died along with the learner, as on its node, loads beside it, and not when it is next asked."""
