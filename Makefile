@@ -4,11 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# Python keeps what it compiled, as by default: without, torch, transformers and vLLM are compiled in every Ray process,
+# twice the processor time of loading them. uv compiles nothing when it installs.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Where pip is told to find wheels, uv looks too. Elsewhere the CPU build of torch comes from PyTorch's own index.
 UV_SOURCES := $(if $(PIP_FIND_LINKS),UV_FIND_LINKS="$(PIP_FIND_LINKS)",UV_TORCH_BACKEND=cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format bench recipes clean
+.PHONY: help install demo test test-fast chaos lint format bench recipes clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,10 +30,13 @@ demo: $(STAMP) ## SFT -> reward model -> PPO on Ray, on this machine's CPU
 
 # A test that lost an actor gets one more try, and pytest says so; any other failure, an actor's own error too, counts.
 test: lint ## Everything CI runs: style, types, import contracts, all tests that need no GPU
-	$(BIN)/pytest -m 'not gpu and not recipe' --reruns 1 --only-rerun 'InfrastructureError.* was lost'
+	$(BIN)/pytest -m 'not gpu and not recipe and not chaos' --reruns 1 --only-rerun 'InfrastructureError.* was lost'
 
 test-fast: $(STAMP) ## The unit tests: no Ray, no vLLM
 	$(BIN)/pytest -m unit
+
+chaos: $(STAMP) ## Whole runs in which every kind of actor, the driver or a node dies at every kind of moment (an hour)
+	$(BIN)/pytest -m chaos
 
 lint: $(STAMP) ## Style, types and import contracts
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from rlhf_ray.actors.pool import ActorPool
 from rlhf_ray.actors.scorer import scorer_class
 from rlhf_ray.config.rewards import FunctionRewardSection, NeuralRewardSection, RewardComponent
 from rlhf_ray.schema import PROMPTS, SAMPLES
-from rlhf_ray.trainers.rollouts import RolloutCollector
+from rlhf_ray.trainers.collector import RolloutCollector
 
 BATCH, PROMPT_TOKENS, RESPONSE_TOKENS = 16, 32, (32, 96)
 VOCABULARY = 4096
@@ -41,6 +41,11 @@ class Replay:
 
     def __init__(self, table: pa.Table) -> None:
         self._batches = [table.slice(start, BATCH) for start in range(0, table.num_rows, BATCH)]
+
+    def ready(self) -> None: ...
+
+    def health(self) -> dict[str, Any]:
+        return {"state": "replaying", "since_s": 0.0}
 
     def generate(self, prompts: pa.Table, iteration: int, *_: Any, **__: Any) -> Iterator[Any]:
         """The batches that hold the samples of `prompts`, in turn with what the driver keeps of each."""
@@ -56,13 +61,15 @@ class Bench:
         environment = process_environment(threads) | {"PYTHONPATH": str(Path(__file__).parent)}
         options = {"num_cpus": 0.1, "max_concurrency": 4, "runtime_env": {"env_vars": environment}}
         self._prompts = samples.select(PROMPTS.names)
-        self._replay = ray.remote(Replay).options(**options).remote(samples)
+        replay = ray.remote(Replay).options(**options)
+        self._replay = ActorPool("generator", lambda _: replay.remote(samples), 1, "generate", returns="streaming")
         self._pools: dict[str, ActorPool] = {}
         for name, section in components.items():
             actor = ray.remote(scorer_class(section)).options(**options)
             start = partial(self._start, actor, name, section, threads)
             self._pools[name] = ActorPool(name, start, section.replicas, "score", deadline_s=DEADLINE_S)
-        ray.get([scorer.ready.remote() for pool in self._pools.values() for scorer in pool.actors])
+        for pool in [self._replay, *self._pools.values()]:
+            pool.wait_ready(DEADLINE_S)
         self.seconds(list(self._pools), 4 * BATCH)
 
     @staticmethod
@@ -72,7 +79,7 @@ class Bench:
     def seconds(self, names: list[str], samples: int | None = None) -> float:
         """Wall time until the last answer of the named components is in."""
         scorers = {name: self._pools[name] for name in names}
-        collector = RolloutCollector([self._replay], scorers, None, 1, None, DEADLINE_S)
+        collector = RolloutCollector(self._replay, scorers, None, 1, None)
         rollouts = collector.collect(self._prompts.slice(0, samples), 0, 0, samples_per_prompt=1)
         assert not rollouts.failures, rollouts.failures[0].describe()
         return rollouts.seconds["rollouts"]

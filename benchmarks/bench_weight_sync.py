@@ -23,6 +23,7 @@ from report import report
 from transformers import AutoModelForCausalLM
 
 from rlhf_ray.actors.generator import Generator, generator_environment
+from rlhf_ray.actors.pool import ActorPool
 from rlhf_ray.config.ppo import GenerationSection, SyncSection
 from rlhf_ray.weights.bucket import stream_weights
 from rlhf_ray.weights.publish import WeightSync
@@ -66,9 +67,11 @@ def main() -> None:
     remote = ray.remote(Generator).options(max_concurrency=8, **options)
     generators = [remote.remote(path, section, sync_section, "float32", 0) for _ in range(arguments.generators)]
     learner = ray.remote(Learner).options(**options).remote(path)
-    ray.get([generator.ready.remote() for generator in generators])
 
-    sync = WeightSync([learner], generators, sync_section, "float32")
+    places = generators.__getitem__
+    pool = ActorPool("generator", places, len(generators), "generate", returns="streaming", weights=True)
+    pool.wait_ready(600)
+    sync = WeightSync([learner], pool.replicas, sync_section, "float32")
     source = np.ones(parameters, np.float32)
     target = np.ones(parameters, np.float32)
     rows = []

@@ -35,6 +35,11 @@ def draw(curves: Curves, rows: Sequence[Mapping[str, Any]], path: Path, title: s
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
+    save_page(figure, rows, path, title)
+
+
+def save_page(figure: Any, rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Write a figure as `path`.png and, above `rows` as a table, as `path`.html; closes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path.with_suffix(".png"), dpi=150)
     svg = io.StringIO()

@@ -23,10 +23,38 @@ class DataError(RLHFRayError):
     exit_code = 2
 
 
+class BadUpdate(DataError):
+    """An optimiser step that was refused, raised where the learner is to go back to its last checkpoint."""
+
+
 class InfrastructureError(RLHFRayError):
     """An actor, node or deadline was lost: nothing is wrong with the run itself, and it may be resumed."""
 
     exit_code = 3
+
+
+class ActorLost(InfrastructureError):
+    """An actor died, was killed because it hung, or its engine is gone: what it had in hand may be done by another."""
+
+
+class DeadlineError(InfrastructureError):
+    """An actor was silent for longer than it may be; it may hang for ever, as ranks do whose peer has died."""
+
+
+class PlacementLost(InfrastructureError):
+    """A node took reserved places along that did not come back by themselves: all actors have to be placed anew."""
+
+
+class ObjectLost(InfrastructureError):
+    """What an actor had sent is gone, with the node that held it: it has to be made again."""
+
+
+class DiskFull(InfrastructureError):
+    """There is no room for what the run has to write."""
+
+
+class OutOfMemory(InfrastructureError):
+    """A process found no memory for what it had to do, and would find none the next time."""
 
 
 class AuditError(RLHFRayError):

@@ -15,7 +15,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from rlhf_ray.errors import ConfigError, InfrastructureError, RLHFRayError
+from rlhf_ray.actors import memory
+from rlhf_ray.errors import ActorLost, ConfigError, RLHFRayError
 
 T = TypeVar("T")
 Work = tuple[Callable[[Any], Any], Future]
@@ -42,7 +43,7 @@ class EngineThread:
         self._batches = itertools.count()
         self._failure: BaseException | None = None
         self._progress = time.monotonic()
-        self._state, self._state_since = "loading", time.time()
+        self._state, self._state_since = "loading", time.monotonic()
         self._thread = threading.Thread(target=self._run, args=(build,), name=name, daemon=True)
         self._thread.start()
 
@@ -52,7 +53,7 @@ class EngineThread:
         """Run `work(engine)` on the engine's thread, between two steps, and return what it returns.
 
         Raises:
-            InfrastructureError: the engine failed, or did not get to it within `timeout_s`.
+            ActorLost: the engine failed, or did not get to it within `timeout_s`.
         """
         future: Future = Future()
         self._inbox.put((work, future))
@@ -60,9 +61,9 @@ class EngineThread:
         try:
             return future.result(timeout_s)
         except FutureTimeout:
-            raise InfrastructureError(
+            raise ActorLost(
                 f"The engine did not answer within {timeout_s:g} s; it is {self._state} since "
-                f"{time.time() - self._state_since:.0f} s with {len(self._streams)} requests running."
+                f"{time.monotonic() - self._state_since:.0f} s with {len(self._streams)} requests running."
             ) from None
 
     def submit(
@@ -106,7 +107,7 @@ class EngineThread:
 
     def status(self) -> dict[str, Any]:
         """{"state", "since_s", "running"}: answered at any time, whatever the engine does."""
-        return {"state": self._state, "since_s": time.time() - self._state_since, "running": len(self._streams)}
+        return {"state": self._state, "since_s": time.monotonic() - self._state_since, "running": len(self._streams)}
 
     # ---- called on the engine's thread only
 
@@ -154,7 +155,7 @@ class EngineThread:
 
     def _enter(self, state: str) -> None:
         if state != self._state:
-            self._state, self._state_since = state, time.time()
+            self._state, self._state_since = state, time.monotonic()
 
     # ---- failures
 
@@ -166,7 +167,7 @@ class EngineThread:
                 self._check()
                 silent = time.monotonic() - self._progress
                 if silent > STALL_S:
-                    raise InfrastructureError(f"The engine finished no step for {silent:.0f} s.") from None
+                    raise ActorLost(f"The engine finished no step for {silent:.0f} s.") from None
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -185,4 +186,6 @@ class EngineThread:
         """What waiters are told: a configuration that the engine refused is no lost engine."""
         if isinstance(self._failure, ConfigError):
             return ConfigError(str(self._failure))
-        return InfrastructureError(f"The engine failed: {self._failure!r}")
+        if self._failure is not None and memory.ran_out(self._failure):
+            return memory.explained(self._failure, "running the engine")
+        return ActorLost(f"The engine failed: {self._failure!r}")

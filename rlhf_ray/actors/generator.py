@@ -17,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from rlhf_ray import faults
 from rlhf_ray.actors.engine_thread import EngineThread
 from rlhf_ray.actors.environment import process_environment
+from rlhf_ray.actors.memory import memory_use
 from rlhf_ray.actors.sample_table import Sample, continuations, sample_meta, sample_table
 from rlhf_ray.config.common import LoraSection
 from rlhf_ray.config.ppo import GenerationSection, SyncSection
@@ -93,8 +95,8 @@ class Generator:
         return {**self._held(), "context_tokens": self._context_tokens}
 
     def health(self) -> dict[str, Any]:
-        """{"state", "since_s", "running", "version", "attempt"}, at once, whatever the engine does."""
-        return {**self._engine.status(), **self._held()}
+        """{"state", "since_s", "running", "version", "attempt"} and memory use, at once, whatever the engine does."""
+        return {**self._engine.status(), **self._held(), **memory_use()}
 
     def _held(self) -> dict[str, int]:
         return {"version": self._weights.version, "attempt": self._weights.attempt}
@@ -109,24 +111,26 @@ class Generator:
         seed: int | None = None,
         sampling: dict[str, Any] | None = None,
         group_chunks: int | None = None,
+        wanted: np.ndarray | None = None,
     ) -> Iterator[pa.Table | dict[str, Any]]:
         """Yield, in turn, a table of `schema.sample_schema` and its `sample_meta`, as samples finish.
 
         Batches hold `stream_samples` samples in the order in which they finish; with `group_chunks` = k they hold all
         samples of k successive prompts, in order. The last meta also has "last", "tokens" and "tokens_per_s".
         `sampling` overrides some of SAMPLING_KEYS (temperature 0 is greedy), `seed` the run's. The tokens of a stop
-        string are in `response_tokens`, its text is not in `response`.
+        string are in `response_tokens`, its text is not in `response`. `wanted`: int64 [samples, 2], rows of `prompts`
+        with sample_index, to sample these only.
 
         Raises:
             DataError: a prompt leaves no room for a response.
-            InfrastructureError: the engine failed, or it is in the middle of a weight update.
+            ActorLost: the engine failed.
+            InfrastructureError: it is in the middle of a weight update.
         """
         started = time.perf_counter()
         self.ready()
         arguments = self._sampling_arguments(sampling or {})
-        requests = self._requests(
-            prompts, iteration, samples_per_prompt, self._seed if seed is None else seed, arguments
-        )
+        places = np.argwhere(np.ones((prompts.num_rows, samples_per_prompt))) if wanted is None else wanted
+        requests = self._requests(prompts, places, iteration, self._seed if seed is None else seed, arguments)
         stream = self._engine.submit(requests, admit=self._weights.require_whole, options=self._request_options)
         version = stream.admitted
         finished = self._engine.drain(stream)
@@ -135,8 +139,8 @@ class Generator:
         else:
             batches = in_order(finished, group_chunks * samples_per_prompt, len(requests))
         done = tokens = 0
-        for batch in batches:
-            samples = self._samples(batch, samples_per_prompt, decode=not arguments["detokenize"])
+        for number, batch in enumerate(batches):
+            samples = self._samples(batch, places, decode=not arguments["detokenize"])
             table = sample_table(prompts, samples, version)
             yield table
             seconds = time.perf_counter() - started
@@ -145,6 +149,8 @@ class Generator:
             if done == len(requests):
                 meta |= {"last": True, "tokens": tokens, "tokens_per_s": tokens / seconds}
             yield meta
+            if number == 0:
+                faults.reach("generate")
 
     def _sampling_arguments(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """Arguments of vLLM's SamplingParams that all samples share."""
@@ -173,32 +179,34 @@ class Generator:
         return {"lora_request": adapter_request(self._weights.started)}
 
     def _requests(
-        self, prompts: pa.Table, iteration: int, samples_per_prompt: int, seed: int, arguments: dict[str, Any]
+        self, prompts: pa.Table, places: np.ndarray, iteration: int, seed: int, arguments: dict[str, Any]
     ) -> list[tuple[Any, Any]]:
-        """(prompt, parameters) of each sample; the samples of a prompt are neighbours."""
+        """(prompt, parameters) of each sample of `places`, (row, sample_index)."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        ids, tokens = prompts["prompt_id"].to_pylist(), prompts["prompt_tokens"].to_pylist()
+        for prompt_id, prompt in zip(ids, tokens, strict=True):
+            self._check_length(prompt_id, len(prompt))
         requests = []
-        for prompt_id, tokens in zip(
-            prompts["prompt_id"].to_pylist(), prompts["prompt_tokens"].to_pylist(), strict=True
-        ):
-            if not 0 < len(tokens) < self._context_tokens:
-                raise DataError(
-                    f"Prompt {prompt_id} has {len(tokens)} tokens, but a context of {self._context_tokens} takes 1 to "
-                    f"{self._context_tokens - 1}. Set data.too_long to drop or truncate, or raise "
-                    "generation.max_context_tokens."
-                )
-            for sample_index in range(samples_per_prompt):
-                params = SamplingParams(
-                    seed=sample_seed(seed, iteration, prompt_id, sample_index),
-                    output_kind=RequestOutputKind.FINAL_ONLY,
-                    **arguments,
-                )
-                requests.append(({"prompt_token_ids": tokens}, params))
+        for row, sample_index in places.tolist():
+            params = SamplingParams(
+                seed=sample_seed(seed, iteration, ids[row], sample_index),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+                **arguments,
+            )
+            requests.append(({"prompt_token_ids": tokens[row]}, params))
         return requests
 
-    def _samples(self, batch: list[Output], samples_per_prompt: int, decode: bool) -> list[Sample]:
+    def _check_length(self, prompt_id: int, length: int) -> None:
+        if not 0 < length < self._context_tokens:
+            raise DataError(
+                f"Prompt {prompt_id} has {length} tokens, but a context of {self._context_tokens} takes 1 to "
+                f"{self._context_tokens - 1}. Set data.too_long to drop or truncate, or raise "
+                "generation.max_context_tokens."
+            )
+
+    def _samples(self, batch: list[Output], places: np.ndarray, decode: bool) -> list[Sample]:
         completions = [output.outputs[0] for _, output in batch]
         if lost := {completion.finish_reason for completion in completions} - {"stop", "length"}:
             raise InfrastructureError(f"The engine gave up requests ({', '.join(map(str, lost))}).")
@@ -208,7 +216,7 @@ class Generator:
             texts = continuations(self._tokenizer, prompts, [completion.token_ids for completion in completions])
         samples = []
         for (position, _), completion, text in zip(batch, completions, texts, strict=True):
-            row, index = divmod(position, samples_per_prompt)
+            row, index = places[position].tolist()
             logprobs = completion.logprobs.logprobs
             samples.append(Sample(row, index, completion.token_ids, logprobs, text, completion.finish_reason))
         return samples
@@ -224,6 +232,7 @@ class Generator:
 
         def begin(engine: Any) -> None:
             self._engine.finish_running(engine)
+            faults.reach("begin_update")
             self._weights.begin(engine, version, attempt)
 
         self._engine.call(begin)
@@ -234,6 +243,7 @@ class Generator:
         Raises:
             AuditError: it does not belong to the weights that `begin_update` announced, or came before.
         """
+        faults.reach("load_bucket")
         if isinstance(item, SentReceipt):
             self._engine.call(lambda engine: self._weights.note_sent(item))
         else:
@@ -248,6 +258,7 @@ class Generator:
 
         Without faults the engine samples from the new weights. With some it refuses to generate until the next update.
         """
+        faults.reach("finish_update")
         return self._engine.call(self._weights.finish)
 
     def init_transfer(self, init_info: dict[str, Any]) -> None:
@@ -278,6 +289,7 @@ class Generator:
         if self._lora is not None:
             refuse_unadaptable(arguments)
         engine = LLMEngine.from_engine_args(arguments)
+        faults.reach("load")
         if self._lora is not None:
             engine.collective_rpc("prepare_adapters", args=(self._lora.r, self._lora.alpha, fault))
         elif transport in ("auto", "object_store"):

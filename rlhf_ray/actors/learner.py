@@ -1,5 +1,6 @@
 """The learner as Ray actors: one `Learner` per rank, all of them one FSDP group."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import pyarrow as pa
 import ray
 import torch
 
+from rlhf_ray import faults
+from rlhf_ray.actors.stacks import thread_stacks
 from rlhf_ray.actors.thread import OwnedThread
 from rlhf_ray.errors import InfrastructureError
+from rlhf_ray.files import FileDigest
 from rlhf_ray.learner.dpo import DPOObjective
 from rlhf_ray.learner.experience import RolloutIndex
 from rlhf_ray.learner.group import LearnerGroup
@@ -26,23 +30,34 @@ from rlhf_ray.weights.bucket import Bucket, SentReceipt, stream_weights
 
 
 class Learner:
-    """Rank `rank` of `size`. `join` builds it; then one of the stage's `start_*` methods attaches the objective."""
+    """Rank `rank` of `size`. `join` builds it; then one of the stage's `start_*` methods attaches the objective.
 
-    def __init__(self, config: Config, rank: int, size: int) -> None:
+    `quarantine` is the folder for batches of bad updates; empty: they are not kept.
+    """
+
+    def __init__(self, config: Config, rank: int, size: int, quarantine: str = "") -> None:
         self._config, self._rank, self._size = config, rank, size
+        self._quarantine = Path(quarantine) if quarantine else None
         self._thread = OwnedThread()
+        self._listener: socket.socket | None = None
         self._learner: LearnerRank | None = None
         self._publisher: Any = None
         self._objective: SFTObjective | PairwiseObjective | DPOObjective | PPOObjective | None = None
 
     def address(self) -> str:
-        """host:port where the ranks can meet (asked of rank 0)."""
-        import socket
+        """A free host:port on this rank's node."""
+        with self._bound() as probe:
+            return _address(probe)
 
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return f"{host}:{probe.getsockname()[1]}"
+    def meeting_point(self) -> str:
+        """host:port where the ranks meet; rank 0 is asked, and keeps the port until `join`."""
+        self._listener = self._bound()
+        return _address(self._listener)
+
+    def _bound(self) -> socket.socket:
+        bound = socket.socket()
+        bound.bind((ray.util.get_node_ip_address(), 0))
+        return bound
 
     def compute_dtype(self) -> str:
         """The dtype this rank computes in, resolved on its own device."""
@@ -52,13 +67,18 @@ class Learner:
     def health(self) -> dict[str, Any]:
         return self._thread.health()
 
+    def stacks(self) -> str:
+        """What every thread of this rank is doing, while it trains too."""
+        return thread_stacks()
+
     def join(self, address: str, total_steps: int) -> dict[str, Any]:
         """Meet the other ranks at `address` and build the stage's networks."""
 
         def build() -> LearnerRank:
             timeout_s = self._config.resources.call_timeout_s
-            group = LearnerGroup(self._rank, self._size, address, default_device(), timeout_s)
-            return LearnerRank(self._config, group, total_steps)
+            group = LearnerGroup(self._rank, self._size, address, default_device(), timeout_s, self._listener)
+            faults.reach("load")
+            return LearnerRank(self._config, group, total_steps, self._quarantine)
 
         self._learner = self._thread.call("loading the model", build)
         sizes = {
@@ -96,13 +116,14 @@ class Learner:
         assert isinstance(self._objective, DPOObjective)
         self._objective.set_reference(train, held_out)
 
-    def step(self, rows: np.ndarray) -> dict[str, float]:
-        """One optimiser step on these rows of the training table."""
+    def step(self, rows: np.ndarray, number: int | None = None) -> dict[str, float]:
+        """One optimiser step on these rows of the training table, the run's step `number`."""
         assert isinstance(self._objective, SFTObjective | PairwiseObjective | DPOObjective)
-        return self._thread.call("training", self._objective.step, rows)
+        return self._thread.call("training", self._objective.step, rows, number)
 
     def evaluate(self) -> dict[str, float]:
         """Metrics over the evaluation table."""
+        faults.reach("evaluate")
         assert isinstance(self._objective, SFTObjective | PairwiseObjective | DPOObjective)
         return self._thread.call("evaluating", self._objective.evaluate)
 
@@ -144,6 +165,7 @@ class Learner:
         """Stream the policy's weights: rank 0 yields buckets and at last the receipt; the others help to gather."""
         tensors = self._thread.call("publishing", self._ready.published_tensors)
         if self._rank:
+            faults.reach("publish")
             self._thread.call("publishing", lambda: [None for _ in tensors])
             return
         items = stream_weights(
@@ -151,6 +173,8 @@ class Learner:
         )
         while (item := self._thread.call("publishing", next, items, None)) is not None:
             yield item
+            if isinstance(item, Bucket):
+                faults.reach("publish")
 
     def open_transport(self, *arguments: Any) -> None:
         """Open NCCL or CUDA IPC to the generators, with the arguments of `gpu_transport.GPUPublisher`."""
@@ -168,9 +192,15 @@ class Learner:
         )
         return result
 
-    def save(self, folder: str) -> None:
-        """Write this rank's part of a checkpoint into `folder`."""
-        self._thread.call("saving", self._ready.save, Path(folder))
+    def snapshot(self) -> None:
+        """Copy this rank's state for a checkpoint; `save` writes it while training goes on."""
+        self._thread.call("copying its state", self._ready.snapshot)
+
+    def save(self, folder: str, from_snapshot: bool) -> dict[str, FileDigest]:
+        """Write this rank's part of a checkpoint into `folder`: the last snapshot, or the state as it is."""
+        if from_snapshot:
+            return self._ready.save_snapshot(Path(folder))
+        return self._thread.call("saving", self._ready.save, Path(folder))
 
     def load(self, folder: str) -> None:
         """Restore from a checkpoint's learner folder."""
@@ -184,3 +214,8 @@ class Learner:
         """Leave the process group."""
         if self._learner is not None:
             self._thread.call("closing", self._learner.group.close)
+
+
+def _address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()
+    return f"{host}:{port}"

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rlhf_ray import schema
+from rlhf_ray import faults, schema
 from rlhf_ray.actors.thread import OwnedThread
 from rlhf_ray.config.common import ModelSection
 from rlhf_ray.models.batching import TokenBatch, split_by_tokens
@@ -32,6 +32,7 @@ class Reference:
     def _loaded(self) -> PolicyNetwork:
         """The network, loaded when it is first asked for: an actor that replaces a lost one is sent samples at once."""
         if self._network is None:
+            faults.reach("load")
             dtype = resolve_dtype(self._dtype, self._device)  # type: ignore[arg-type]
             self._network = PolicyNetwork(load_causal_lm(self._section, dtype)).to(self._device).eval()
         return self._network
@@ -56,5 +57,6 @@ class Reference:
             padded = batch.pad(network(batch, temperature).logprobs)
             for index, values in zip(group, batch.unpad(padded), strict=True):
                 answers[index] = values
+        faults.reach("logprobs")
         columns = [samples["prompt_id"], samples["sample_index"], pa.array(answers, pa.list_(pa.float32()))]
         return pa.table(columns, schema=schema.REFERENCE), len(answers)

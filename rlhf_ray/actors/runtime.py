@@ -5,19 +5,23 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlhf_ray import faults
 from rlhf_ray.actors.environment import process_environment
 from rlhf_ray.config.common import ResourcesSection
 from rlhf_ray.errors import ConfigError, InfrastructureError
 
 NAMESPACE = "rlhf_ray"
 CONCURRENCY = 8  # threads of an actor: its work goes to one owned thread, the others answer probes and stream results
+#: Seconds in which Ray notices that the driver of an earlier run is gone, and ends its actors.
+PREDECESSOR_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,25 @@ class Cluster:
 
     cpus: float
     gpus: int
-    cores_per_node: int
+    node_cpus: tuple[float, ...]  # of every node that is alive
     local: bool  # a Ray started for this process, not a cluster that was there before
     started: bool  # by this very call, which makes its caller the one to stop it
     dashboard: str | None
+
+    @property
+    def cores_per_node(self) -> int:
+        """The cores of the smallest node. A head that runs no actors often says that it has none."""
+        return int(min((cpus for cpus in self.node_cpus if cpus >= 1), default=1))
+
+    def present(self) -> "Cluster":
+        """The same cluster as it is now: nodes come and go."""
+        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return replace(
+            self,
+            cpus=sum(has.get("CPU", 0.0) for has in resources),
+            gpus=int(sum(has.get("GPU", 0.0) for has in resources)),
+            node_cpus=tuple(has.get("CPU", 0.0) for has in resources),
+        )
 
 
 def connect(resources: ResourcesSection, verbose: bool = False) -> Cluster:
@@ -53,18 +72,7 @@ def connect(resources: ResourcesSection, verbose: bool = False) -> Cluster:
                 f"no Ray cluster answers at {address}: {error}. Check the address and `ray status`, or unset "
                 "resources.ray_address and RAY_ADDRESS to start a local Ray."
             ) from error
-    total = ray.cluster_resources()
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    # A head that runs no actors often says that it has no CPUs.
-    cores = [int(node["Resources"]["CPU"]) for node in nodes if node["Resources"].get("CPU", 0) >= 1]
-    return Cluster(
-        cpus=total.get("CPU", 0),
-        gpus=int(total.get("GPU", 0)),
-        cores_per_node=min(cores, default=1),
-        local=not address,
-        started=started,
-        dashboard=_dashboard(),
-    )
+    return Cluster(0, 0, (), local=not address, started=started, dashboard=_dashboard()).present()
 
 
 def disconnect(cluster: Cluster) -> None:
@@ -101,7 +109,11 @@ class ActorStarter:
         self, kind: str, index: int, place: ActorPlace, cls: type, *args: Any, environment: dict[str, str] | None = None
     ) -> ray.actor.ActorHandle:
         """A handle to a new actor `<run>/<kind>/<index>` made of the plain class `cls`."""
-        name = f"{self.run}/{kind}/{index}"
+        key = f"{kind}/{index}"
+        name = f"{self.run}/{key}"
+        if key in self.actors:  # one that was killed holds its name until the cluster has noticed
+            self._await_names([key])
+        env_vars = process_environment(self.threads) | faults.actor_environment(key)
         log = self.logs / f"{kind.replace('/', '-')}-{index}.log"
         options: dict[str, Any] = {
             "name": name,
@@ -109,20 +121,44 @@ class ActorStarter:
             "num_gpus": place.gpus,
             "max_concurrency": CONCURRENCY,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(place.group, place.bundle),
-            "runtime_env": {"env_vars": process_environment(self.threads) | (environment or {})},
+            "runtime_env": {"env_vars": env_vars | (environment or {})},
         }
-        self.actors[f"{kind}/{index}"] = actor = ray.remote(_logged(cls)).options(**options).remote(str(log), *args)
+        self.actors[key] = actor = ray.remote(_logged(cls)).options(**options).remote(str(log), *args)
         return actor
 
-    def end(self, timeout_s: float = 20.0) -> None:
-        """Kill the run's actors and wait for their names to be free, so that a run that resumes at once may take them.
+    def of_kind(self, kind: str) -> dict[str, ray.actor.ActorHandle]:
+        """The actors of one kind, by <kind>/<index>."""
+        return {name: actor for name, actor in self.actors.items() if name.rpartition("/")[0] == kind}
+
+    def end(self, kind: str | None = None, timeout_s: float = 20.0) -> None:
+        """Kill the run's actors, or those of one kind, and wait for their names to be free for those that follow.
 
         Releasing the placement would kill them too, but this process would go on believing that they hold their names.
         """
-        for actor in self.actors.values():
+        actors = dict(self.actors) if kind is None else self.of_kind(kind)
+        for name, actor in actors.items():
             ray.kill(actor)
+            del self.actors[name]
+        self._await_names(actors, timeout_s)
+
+    def await_predecessor(self, timeout_s: float = PREDECESSOR_S) -> None:
+        """Wait until the actors of an earlier process of this run are gone: Ray ends them when it misses their driver.
+
+        Raises:
+            InfrastructureError: they stay, so they are those of a run that is going on.
+        """
         deadline = time.monotonic() + timeout_s
-        while any(map(self._name_taken, self.actors)) and time.monotonic() < deadline:
+        while left := [name for name in ray.util.list_named_actors() if name.startswith(f"{self.run}/")]:
+            if time.monotonic() > deadline:
+                raise InfrastructureError(
+                    f"{left[0]} and {len(left) - 1} more actors of a run named {self.run} are alive in this cluster. "
+                    "Wait for that run to end, or choose another run.name."
+                )
+            time.sleep(0.2)
+
+    def _await_names(self, actors: Iterable[str], timeout_s: float = 20.0) -> None:
+        names, deadline = list(actors), time.monotonic() + timeout_s
+        while any(map(self._name_taken, names)) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def _name_taken(self, actor: str) -> bool:

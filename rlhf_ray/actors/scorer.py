@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import pyarrow as pa
 
+from rlhf_ray import faults
 from rlhf_ray.actors.thread import OwnedThread
 from rlhf_ray.config.rewards import (
     EnsembleRewardSection,
@@ -46,7 +47,7 @@ class Scorer(Generic[Section]):
 
     def ready(self) -> dict[str, Any]:
         """Load what scores; facts about it. Raises ConfigError when it cannot."""
-        return {"component": self.name, **self._thread.call(self.loading, self._open)}
+        return {"component": self.name, **self._thread.call(self.loading, self._load)}
 
     def health(self) -> dict[str, Any]:
         """What the scorer is doing, since how many seconds, and its counts so far."""
@@ -58,6 +59,10 @@ class Scorer(Generic[Section]):
         """
         return self._thread.call("scoring", self._score, table)
 
+    def _load(self) -> dict[str, Any]:
+        faults.reach("load")
+        return self._open()
+
     def _open(self) -> dict[str, Any]:
         """Fill `_reward`; facts for `ready`."""
         raise NotImplementedError
@@ -68,13 +73,14 @@ class Scorer(Generic[Section]):
 
     def _score(self, table: pa.Table) -> Scored:
         if self._reward is None:  # an actor that replaces a lost one is sent samples at once
-            self._open()
+            self._load()
         outcomes = [Outcome()] * table.num_rows
         with contextlib.closing(self._outcomes(table)) as stream:
             for row, outcome in enumerate(stream):
                 outcomes[row] = outcome
                 if outcome.failure is not None and self.section.on_failure == "fail":
                     break
+        faults.reach("score")
         return self._answer(table, outcomes)
 
     def _answer(self, table: pa.Table, outcomes: Sequence[Outcome]) -> Scored:

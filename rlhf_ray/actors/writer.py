@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from rlhf_ray import schema
+from rlhf_ray import faults, schema
 from rlhf_ray.actors.thread import OwnedThread
+from rlhf_ray.files import sync
 
 
 class RolloutWriter:
@@ -19,6 +20,9 @@ class RolloutWriter:
         self._thread = OwnedThread()
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
+
+    def ready(self) -> None:
+        """There is nothing to load."""
 
     def health(self) -> dict[str, Any]:
         return self._thread.health()
@@ -57,5 +61,7 @@ class RolloutWriter:
         pq.write_table(
             pa.concat_tables(tables).sort_by([("prompt_id", "ascending"), ("sample_index", "ascending")]), aside
         )
+        sync(aside)  # a checkpoint that follows it must not outlive it
+        faults.reach("write")
         aside.replace(path)
         return str(path)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def run_checks(address: str | None, timeout_s: float) -> list[Check]:
     ]
     with ThreadPoolExecutor(len(slow)) as pool:
         probes = [pool.submit(check) for check in slow]
-        quick = [check_python(), check_packages(), check_processor(), check_memory(), check_shm(), check_disk()]
-        return [*quick, check_compiler(), check_hub(), *(probe.result() for probe in probes)]
+        quick = [check_python(), check_packages(), check_bytecode(), check_processor(), check_memory(), check_shm()]
+        return [*quick, check_disk(), check_compiler(), check_hub(), *(probe.result() for probe in probes)]
 
 
 def check_python() -> Check:
@@ -66,6 +67,18 @@ def check_packages() -> Check:
     if absent:
         return Check("packages", text, Level.MISSING, f"pip install {' '.join(absent)}")
     return Check("packages", text)
+
+
+def check_bytecode() -> Check:
+    """Whether Python finds its packages compiled. torch stands for all of them."""
+    torch = find_spec("torch")
+    if torch is None or torch.cached is None or torch.origin is None or Path(torch.cached).exists():
+        return Check("bytecode", "kept")
+    site = Path(torch.origin).parents[1]
+    if not sys.dont_write_bytecode and os.access(sys.pycache_prefix or site, os.W_OK):
+        return Check("bytecode", "kept from the first import on")
+    advice = f"Each actor starts seconds later for it: unset PYTHONDONTWRITEBYTECODE, or python -m compileall -q {site}"
+    return Check("bytecode", "packages are compiled anew in every process", Level.WARNING, advice)
 
 
 def check_processor() -> Check:

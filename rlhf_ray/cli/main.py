@@ -13,7 +13,9 @@ from rlhf_ray.cli.doctor import doctor
 from rlhf_ray.cli.eval import evaluate
 from rlhf_ray.cli.export import export
 from rlhf_ray.cli.pipeline import pipeline
+from rlhf_ray.cli.replay import replay
 from rlhf_ray.cli.reward_server import serve_reward
+from rlhf_ray.cli.runs import runs
 from rlhf_ray.cli.stages import dpo, ppo, reward, sft
 from rlhf_ray.errors import RLHFRayError
 
@@ -53,7 +55,22 @@ def main(debug: bool) -> None:
     """
 
 
-for command in (demo, sft, reward, dpo, ppo, pipeline, evaluate, export, serve_reward, data, config, doctor):
+for command in (
+    demo,
+    sft,
+    reward,
+    dpo,
+    ppo,
+    pipeline,
+    runs,
+    replay,
+    evaluate,
+    export,
+    serve_reward,
+    data,
+    config,
+    doctor,
+):
     main.add_command(command)
 
 

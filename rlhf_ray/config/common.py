@@ -104,13 +104,27 @@ class ResourcesSection(Section):
     call_timeout_s: float = Field(
         1800, gt=0, description="Seconds until a call to an actor that is silent is an error."
     )
+    restarts: int = Field(
+        5, ge=0, description="Restarts of lost actors of one kind, within restart_window_s, before the run gives up."
+    )
+    restart_window_s: float = Field(3600, gt=0, description="Seconds after which a restart no longer counts.")
+    recovery_timeout_s: float = Field(1800, gt=0, description="Seconds to wait for capacity that was lost with a node.")
     ray_address: str | None = Field(None, description="Ray cluster to join; default: $RAY_ADDRESS, else a local Ray.")
 
 
 class CheckpointSection(Section):
     every: int = Field(0, ge=0, description="Checkpoint every so many iterations (PPO) or steps; 0: at the end only.")
     keep_last: int = Field(2, ge=1, description="How many checkpoints to keep.")
-    best: bool = Field(False, description="Keep the policy of the best evaluation (or mean reward) as `best/` too.")
+    best: bool = Field(
+        False,
+        description="Keep the best policy as `best/` too (PPO), and the checkpoint with the best evaluation (PPO "
+        "without regular ones: mean reward).",
+    )
+    asynchronous: bool = Field(
+        True,
+        description="Write beside the training, from a copy of the learner's state in host memory; false: training "
+        "waits, and there is no copy.",
+    )
 
 
 class TrackingSection(Section):

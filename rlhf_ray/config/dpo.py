@@ -14,6 +14,7 @@ from rlhf_ray.config.common import (
     TrackingSection,
 )
 from rlhf_ray.config.data import PreferenceDataSection
+from rlhf_ray.config.guards import GuardsSection, check_rollback
 
 
 class DPOSection(Section):
@@ -59,8 +60,14 @@ class DPOConfig(Section):
     dpo: DPOSection = Field(default_factory=DPOSection)
     learner: LearnerSection = Field(default_factory=LearnerSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    guards: GuardsSection = Field(default_factory=GuardsSection)
     resources: ResourcesSection = Field(default_factory=ResourcesSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
+
+    @model_validator(mode="after")
+    def _rollback_has_a_goal(self) -> Self:
+        check_rollback(self.guards, self.checkpoint)
+        return self
 
     @model_validator(mode="after")
     def _adapters_to_switch_off(self) -> Self:

@@ -15,6 +15,7 @@ from rlhf_ray.config.common import (
     TrackingSection,
 )
 from rlhf_ray.config.data import PromptDataSection
+from rlhf_ray.config.guards import GuardsSection, check_rollback
 from rlhf_ray.config.rewards import ReducerSection, RewardComponent
 
 Advantage = Literal["gae", "grpo", "grpo_no_std", "rloo", "reinforce_pp", "reinforce_pp_baseline", "dr_grpo"]
@@ -230,8 +231,14 @@ class PPOConfig(Section):
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     early_stop: EarlyStopSection = Field(default_factory=EarlyStopSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    guards: GuardsSection = Field(default_factory=GuardsSection)
     resources: ResourcesSection = Field(default_factory=ResourcesSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
+
+    @model_validator(mode="after")
+    def _rollback_has_a_goal(self) -> Self:
+        check_rollback(self.guards, self.checkpoint)
+        return self
 
     @model_validator(mode="after")
     def _context_suffices(self) -> Self:

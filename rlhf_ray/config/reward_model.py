@@ -1,6 +1,8 @@
 """A reward-model run on preference pairs."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.common import (
@@ -12,6 +14,7 @@ from rlhf_ray.config.common import (
     TrackingSection,
 )
 from rlhf_ray.config.data import PreferenceDataSection
+from rlhf_ray.config.guards import GuardsSection, check_rollback
 
 
 class RewardModelSection(Section):
@@ -47,5 +50,11 @@ class RewardModelConfig(Section):
     reward: RewardModelSection = Field(default_factory=RewardModelSection)
     learner: LearnerSection = Field(default_factory=LearnerSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    guards: GuardsSection = Field(default_factory=GuardsSection)
     resources: ResourcesSection = Field(default_factory=ResourcesSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
+
+    @model_validator(mode="after")
+    def _rollback_has_a_goal(self) -> Self:
+        check_rollback(self.guards, self.checkpoint)
+        return self

@@ -1,8 +1,8 @@
 """A supervised fine-tuning run."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.common import (
@@ -14,6 +14,7 @@ from rlhf_ray.config.common import (
     TrackingSection,
 )
 from rlhf_ray.config.data import DemonstrationDataSection
+from rlhf_ray.config.guards import GuardsSection, check_rollback
 
 LossOn = Literal["completion", "assistant", "all"]
 
@@ -41,5 +42,11 @@ class SFTConfig(Section):
     sft: SFTSection = Field(default_factory=SFTSection)
     learner: LearnerSection = Field(default_factory=LearnerSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    guards: GuardsSection = Field(default_factory=GuardsSection)
     resources: ResourcesSection = Field(default_factory=ResourcesSection)
     tracking: TrackingSection = Field(default_factory=TrackingSection)
+
+    @model_validator(mode="after")
+    def _rollback_has_a_goal(self) -> Self:
+        check_rollback(self.guards, self.checkpoint)
+        return self

@@ -1,5 +1,7 @@
 """The order in which rows are visited: pure functions of (seed, epoch) or (seed, step), so any step can be redone."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -17,3 +19,15 @@ def draw(rows: int, per_step: int, step: int, seed: int, shuffle: bool = True) -
     """
     epoch, within = divmod(step, max(rows // per_step, 1))
     return epoch_order(rows, seed, epoch, shuffle)[within * per_step : (within + 1) * per_step]
+
+
+def cursor(rows: int, per_step: int, step: int) -> dict[str, int]:
+    """Where in the data a run of `draw`s is after `step` steps: for its checkpoints."""
+    epoch, within = divmod(step, max(rows // per_step, 1))
+    return {"rows": rows, "per_step": per_step, "epoch": epoch, "step_of_epoch": within}
+
+
+def moved(stored: Mapping[str, int], here: Mapping[str, int]) -> str | None:
+    """Why a run whose checkpoint has the cursor `stored` does not go on through the data as it would have; or None."""
+    changed = [f"{name} was {stored[name]:,}, is {here[name]:,}" for name in here if stored[name] != here[name]]
+    return f"the data is visited in another order than before: {', '.join(changed)}" if changed else None

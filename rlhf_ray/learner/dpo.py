@@ -16,6 +16,7 @@ from rlhf_ray.algorithms.preference import Responses, preference_loss
 from rlhf_ray.config.dpo import DPOConfig
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.learner.group import LearnerGroup, Sums
+from rlhf_ray.learner.guards import Origin
 from rlhf_ray.learner.packing import Pass, Passes, check_packing
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
@@ -45,7 +46,7 @@ class DPOObjective:
 
         Raises ConfigError when packed responses would see each other in this model; every rank calls.
         """
-        self.policy, self.reference, self.config, self.group = policy, reference, config, group
+        self.policy, self.reference, self.config, self.group, self._table = policy, reference, config, group, table
         self.train, self.held_out = _Pairs(table), _Pairs(eval_table) if eval_table is not None else None
         self.passes = Passes.of(config.model, config.learner, config.dpo.packing, group)
         if config.dpo.packing:
@@ -76,20 +77,22 @@ class DPOObjective:
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def step(self, rows: np.ndarray) -> dict[str, float]:
-        """One optimiser step on the pairs `rows` (indices of the global minibatch); global metrics."""
+    def step(self, rows: np.ndarray, number: int | None = None) -> dict[str, float]:
+        """One optimiser step on the pairs `rows` (indices of the global minibatch); global metrics.
+
+        `number` is the run's count of steps, from 1; None: the optimiser's, which a rollback takes back.
+        """
         sums = Sums()
         for made in self.policy.accumulating(self.passes.plan(rows, self.train.lengths)):
             self.policy.backward(self._loss(self.train, made, sums) / len(rows))
-        stats = self.policy.step()
+        stats = self.policy.step(Origin.of_rows(number or self.policy.steps + 1, self._table, rows, self.group))
         means = {name: total / len(rows) for name, total in sums.over(self.group).items()}
         return {
             "loss/dpo": means["loss"],
             **{f"rewards/{name}": value for name, value in _rewards(means).items()},
             "logps/chosen": means["chosen_logprob"],
             "logps/rejected": means["rejected_logprob"],
-            "policy/grad_norm": stats.grad_norm,
-            "policy/learning_rate": stats.learning_rate,
+            **stats.metrics(),
         }
 
     def evaluate(self) -> dict[str, float]:

@@ -1,24 +1,41 @@
 """The process group of the learner ranks, and global sums over it."""
 
+import socket
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+T = TypeVar("T")
+
 
 class LearnerGroup:
-    """Rank `rank` of `size` learner processes: gloo on CPU, NCCL on GPUs. Size 1 takes the same path."""
+    """Rank `rank` of `size` learner processes: gloo on CPU, NCCL on GPUs. Size 1 takes the same path.
 
-    def __init__(self, rank: int, size: int, address: str, device: torch.device, timeout_s: float) -> None:
+    They meet at `address`, host:port on rank 0's node. Rank 0 may bring the `listener` that is bound to it: a port that
+    was only found free may be another's by now.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        address: str,
+        device: torch.device,
+        timeout_s: float,
+        listener: socket.socket | None = None,
+    ) -> None:
         self.rank, self.size, self.device = rank, size, device
         backend = "nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group(
-            backend, init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
-        )
+        timeout, (host, _, port) = timedelta(seconds=timeout_s), address.rpartition(":")
+        descriptor = listener.detach() if listener is not None else None
+        store = dist.TCPStore(host, int(port), size, rank == 0, timeout, master_listen_fd=descriptor)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         self.mesh: DeviceMesh = init_device_mesh(device.type, (size,))
 
     def reduce(self, values: dict[str, float], maximum: bool = False) -> dict[str, float]:
@@ -43,6 +60,14 @@ class LearnerGroup:
         if self.size > 1:
             dist.all_reduce(summed)
         return summed.to(values.device)
+
+    def share(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on every rank. Pickled: for what is rare, not for bulk."""
+        if self.size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return cast(list[T], values)
 
     def close(self) -> None:
         if dist.is_initialized():

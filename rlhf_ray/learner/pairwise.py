@@ -9,6 +9,7 @@ from rlhf_ray.algorithms.bradley_terry import calibration_error, calibration_his
 from rlhf_ray.algorithms.masked import Moments
 from rlhf_ray.config.reward_model import RewardModelConfig
 from rlhf_ray.learner.group import LearnerGroup, Sums
+from rlhf_ray.learner.guards import Origin
 from rlhf_ray.learner.packing import Pass, Passes, check_packing
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
@@ -27,7 +28,7 @@ class PairwiseObjective:
         group: LearnerGroup,
     ) -> None:
         """Raises ConfigError when packed responses would see each other in this model; every rank calls."""
-        self.reward, self.section, self.group = reward, config.reward, group
+        self.reward, self.section, self.group, self._table = reward, config.reward, group, table
         self.train, self.held_out = _Pairs(table), _Pairs(eval_table) if eval_table is not None else None
         self._margins = _margins(config.reward.margin, table)
         self.passes = Passes.of(config.model, config.learner, config.reward.packing, group)
@@ -35,8 +36,11 @@ class PairwiseObjective:
             with reward.evaluating():
                 check_packing(reward.network, group.device, "reward.packing")
 
-    def step(self, rows: np.ndarray) -> dict[str, float]:
-        """One optimiser step on the pairs `rows` (indices of the global minibatch); global metrics."""
+    def step(self, rows: np.ndarray, number: int | None = None) -> dict[str, float]:
+        """One optimiser step on the pairs `rows` (indices of the global minibatch); global metrics.
+
+        `number` is the run's count of steps, from 1; None: the optimiser's, which a rollback takes back.
+        """
         sums, section = Sums(), self.section
         for made in self.reward.accumulating(self.passes.plan(rows, self.train.lengths)):
             members, (chosen, rejected) = made.items, self._scores(self.train, made)
@@ -44,14 +48,13 @@ class PairwiseObjective:
             loss = pairwise_loss(chosen, rejected, margins, section.label_smoothing, section.center_coef)
             self.reward.backward(loss.loss_sum / len(rows))
             sums.add(loss=loss.loss_sum, correct=loss.correct, margin=loss.margin_sum)
-        stats = self.reward.step()
+        stats = self.reward.step(Origin.of_rows(number or self.reward.steps + 1, self._table, rows, self.group))
         total = sums.over(self.group)
         return {
             "loss/pairwise": total["loss"] / len(rows),
             "reward/accuracy": total["correct"] / len(rows),
             "reward/margin": total["margin"] / len(rows),
-            "policy/grad_norm": stats.grad_norm,
-            "policy/learning_rate": stats.learning_rate,
+            **stats.metrics(),
         }
 
     def evaluate(self) -> dict[str, float]:

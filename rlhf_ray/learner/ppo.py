@@ -26,11 +26,13 @@ from rlhf_ray.config.algorithm import critic_kind, generator_logprobs_serve, los
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.learner.experience import Fetch, Micro, RolloutIndex, load_micros
 from rlhf_ray.learner.group import LearnerGroup, Sums
+from rlhf_ray.learner.guards import Origin
 from rlhf_ray.learner.plan import epoch_order, microbatches, minibatches
 from rlhf_ray.learner.ppo_advantages import Advantages
 from rlhf_ray.learner.ppo_audit import GapMeter
 from rlhf_ray.learner.ppo_loss import Minibatch, PPOLoss
-from rlhf_ray.learner.trainable import StepStats, Trainable
+from rlhf_ray.learner.quarantine import ppo_rows
+from rlhf_ray.learner.trainable import BAD_UPDATES, StepStats, Trainable
 from rlhf_ray.models.networks import PolicyOutput
 from rlhf_ray.weights.audit import LogprobGap
 
@@ -175,7 +177,7 @@ class _Iteration:
                 micro.old_values = values.detach()
                 self.advantages.add(micro)
             critic.backward(self.loss.value(values, micro, minibatch))
-        self.steps["critic"].append(critic.step())
+        self.steps["critic"].append(critic.step(self._origin("critic", minibatch)))
         if first:
             self.advantages.finish(self.micros)
 
@@ -194,7 +196,13 @@ class _Iteration:
             policy.discard()
             self.stopped_early = True
             return
-        self.steps["policy"].append(policy.step(only="value_head." if frozen else ""))
+        only = "value_head." if frozen else ""
+        self.steps["policy"].append(policy.step(self._origin("policy", minibatch), only))
+
+    def _origin(self, network: str, minibatch: Minibatch) -> Origin:
+        """Where the coming step of `network` comes from."""
+        step = len(self.steps[network]) + 1
+        return Origin(self.iteration.number + 1, step, lambda: ppo_rows(minibatch.micros, self.index))
 
     def _first_pass(self, micro: Micro, output: PolicyOutput) -> None:
         """What the first pass over an unmoved policy is good for, before its loss."""
@@ -228,4 +236,5 @@ class _Iteration:
                 metrics[f"{name}/learning_rate"] = steps[-1].learning_rate
                 metrics[f"{name}/steps"] = len(steps)
                 metrics[f"{name}/skipped_steps"] = sum(step.skipped for step in steps)
-        return metrics
+        bad = sum(step.bad for steps in self.steps.values() for step in steps)
+        return metrics | ({BAD_UPDATES: float(bad)} if bad else {})

@@ -18,14 +18,17 @@ from rlhf_ray.config.common import ModelSection
 from rlhf_ray.config.ppo import CriticSection
 from rlhf_ray.data.templates import NAMED
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.files import FileDigest
 from rlhf_ray.hub import load_tokenizer
 from rlhf_ray.learner.dpo import DPOObjective, load_reference
 from rlhf_ray.learner.export import save_model
 from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.learner.guards import Measure, UpdateGuard
 from rlhf_ray.learner.pairwise import PairwiseObjective
 from rlhf_ray.learner.ppo import PPOObjective
 from rlhf_ray.learner.sft import SFTObjective
-from rlhf_ray.learner.shards import load_rank, save_rank
+from rlhf_ray.learner.shards import Shard, load_rank
+from rlhf_ray.learner.snapshot import HostCopy
 from rlhf_ray.learner.trainable import Trainable
 from rlhf_ray.models.heads import drop_inputs, last_layer, small_start
 from rlhf_ray.models.load import is_scalar, load_causal_lm, load_scalar_lm, resolve_dtype
@@ -38,11 +41,14 @@ Config = SFTConfig | RewardModelConfig | DPOConfig | PPOConfig
 
 
 class LearnerRank:
-    """Rank `group.rank` of the learner. `total_steps` counts the optimiser steps of the whole run, for the schedule."""
+    """Rank `group.rank` of the learner. `total_steps` counts the optimiser steps of the whole run, for the schedule.
 
-    def __init__(self, config: Config, group: LearnerGroup, total_steps: int) -> None:
+    `quarantine` is the folder for batches of bad updates; None: they are not kept.
+    """
+
+    def __init__(self, config: Config, group: LearnerGroup, total_steps: int, quarantine: Path | None = None) -> None:
         torch.manual_seed(config.run.seed)  # new heads and adapters start equal on every rank
-        self.config, self.group, self.total_steps = config, group, total_steps
+        self.config, self.group, self.total_steps, self.quarantine = config, group, total_steps, quarantine
         self.dtype = torch.float32 if config.run.exact else resolve_dtype(config.learner.dtype, group.device)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(
             config.model.tokenizer or config.model.name, config.model.revision, config.model.trust_remote_code
@@ -51,6 +57,7 @@ class LearnerRank:
             self.tokenizer.chat_template = NAMED[config.data.chat_template]
         self.trainables: dict[str, Trainable] = {}
         self.model = self._build()
+        self._host_copy = HostCopy()
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -69,13 +76,13 @@ class LearnerRank:
             self._prepare(model, config.model)
             if config.reward.head_dropout:
                 drop_inputs(model.score, config.reward.head_dropout)
-            self.trainables["reward"] = self._trainable(ScalarNetwork(model), config.learner.learning_rate)
+            self.trainables["reward"] = self._trainable("reward", ScalarNetwork(model), config.learner.learning_rate)
             return model
         model = load_causal_lm(config.model)
         self._prepare(model, config.model)
         critic = critic_kind(config) if isinstance(config, PPOConfig) else "none"
         network = PolicyNetwork(model, value_head=critic == "value_head")
-        self.trainables["policy"] = self._trainable(network, config.learner.learning_rate)
+        self.trainables["policy"] = self._trainable("policy", network, config.learner.learning_rate)
         if isinstance(config, PPOConfig) and critic == "separate":
             self.trainables["critic"] = self._critic(config, model.config)
         return model
@@ -95,15 +102,18 @@ class LearnerRank:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
 
-    def _trainable(self, network: nn.Module, learning_rate: float) -> Trainable:
+    def _trainable(self, name: str, network: nn.Module, learning_rate: float) -> Trainable:
+        config = self.config
+        measure: Measure = "grad_norm" if isinstance(config, PPOConfig) and name == "policy" else "loss"
         return Trainable(
             network,
-            self.config.learner,
+            config.learner,
             self.group,
             self.dtype,
             learning_rate,
             self.total_steps,
-            self.config.model.torch_compile,
+            UpdateGuard(config.guards, name, self.group, measure, self.quarantine),
+            config.model.torch_compile,
         )
 
     def _critic(self, config: PPOConfig, policy: PretrainedConfig) -> Trainable:
@@ -123,7 +133,8 @@ class LearnerRank:
         else:
             nn.init.zeros_(last_layer(model.score).weight)
         self._prepare(model, config.model.model_copy(update={"lora": None}))
-        return self._trainable(ScalarNetwork(model), config.critic.learning_rate or config.learner.learning_rate)
+        rate = config.critic.learning_rate or config.learner.learning_rate
+        return self._trainable("critic", ScalarNetwork(model), rate)
 
     # -- objectives ----------------------------------------------------------------------------------------------------
 
@@ -156,9 +167,17 @@ class LearnerRank:
             return iter(adapter_tensors(self.model).items())
         return merged_tensors(self.model)
 
-    def save(self, folder: Path) -> None:
-        """This rank's part of a checkpoint."""
-        save_rank(folder, self.trainables, self.group)
+    def snapshot(self) -> None:
+        """Copy this rank's state, for `save_snapshot`."""
+        self._snapshot = self._host_copy.take(Shard.of(self.trainables, self.group))
+
+    def save_snapshot(self, folder: Path) -> dict[str, FileDigest]:
+        """The last snapshot as this rank's part of a checkpoint; on any thread, while training goes on."""
+        return self._snapshot.save(folder)
+
+    def save(self, folder: Path) -> dict[str, FileDigest]:
+        """This rank's part of a checkpoint, of the state as it is now."""
+        return Shard.of(self.trainables, self.group).save(folder)
 
     def load(self, folder: Path) -> None:
         load_rank(folder, self.trainables, self.group)

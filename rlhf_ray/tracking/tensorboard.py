@@ -16,13 +16,16 @@ class TensorBoardTracker:
     def __init__(self, folder: Path, resume_after: int | None = None) -> None:
         self._writer = EventFileWriter(str(folder), flush_secs=FLUSH_SECONDS)
         if resume_after is not None:
-            # TensorBoard drops what earlier event files hold from this step on.
-            log = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(wall_time=time.time(), step=resume_after + 1, session_log=log))
+            self.rewind(resume_after)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         values = [Summary.Value(tag=key, simple_value=float(value)) for key, value in metrics.items()]
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def rewind(self, step: int) -> None:
+        """TensorBoard drops what it has read of later steps."""
+        log = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=log))
 
     def close(self, failed: bool = False) -> None:
         self._writer.close()

@@ -1,7 +1,7 @@
 """Where metrics go besides the console: one protocol, and the set of trackers that a configuration asks for."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -11,12 +11,19 @@ from rlhf_ray.config.common import TrackingSection
 from rlhf_ray.tracking.metrics_file import METRICS_FILE, MetricsFile
 
 TENSORBOARD_FOLDER = "tensorboard"
+#: Files of a run folder by which W&B and MLflow find the run that a resumed one goes on in.
+ID_FILES = ("wandb_run_id", "mlflow_run_id")
+#: Before all that is logged: the evaluation of the start is of step 0.
+BEGINNING = -1
 
 
 class Tracker(Protocol):
     """Keeps the metrics of a run. `step` is the iteration (PPO) or optimiser step (other stages)."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def rewind(self, step: int) -> None:
+        """The run goes back to where it was after `step`: what was logged of later steps will be logged again."""
 
     def close(self, failed: bool = False) -> None:
         """The run is over; `failed`: by an error, so that it will be resumed or given up."""
@@ -25,7 +32,7 @@ class Tracker(Protocol):
 class Trackers:
     """The metrics file, and services beside it. An error of the file ends the run; one of a service is a warning."""
 
-    def __init__(self, file: Tracker, services: Sequence[Tracker], warn: Callable[[str], object]) -> None:
+    def __init__(self, file: MetricsFile, services: Sequence[Tracker], warn: Callable[[str], object]) -> None:
         self._file, self._services, self._warn = file, list(services), warn
         self._failing: set[Tracker] = set()
 
@@ -33,6 +40,15 @@ class Trackers:
         self._file.log(step, metrics)
         for service in self._services:
             self._attempt(service, f"step {step}", partial(service.log, step, metrics))
+
+    def sync(self) -> None:
+        """Have what the file was given on disk when this returns."""
+        self._file.sync()
+
+    def rewind(self, step: int) -> None:
+        self._file.rewind(step)
+        for service in self._services:
+            self._attempt(service, f"the return to step {step}", partial(service.rewind, step))
 
     def close(self, failed: bool = False) -> None:
         self._file.close(failed)
@@ -51,6 +67,18 @@ class Trackers:
             self._failing.add(service)
 
 
+def tracker_ids(folder: Path) -> dict[str, str]:
+    """File -> id, of the services that the run in `folder` logs to: for its checkpoints."""
+    return {name: (folder / name).read_text().strip() for name in ID_FILES if (folder / name).exists()}
+
+
+def restore_tracker_ids(folder: Path, ids: Mapping[str, str]) -> None:
+    """Put back what `tracker_ids` found, where the file is gone."""
+    for name in ID_FILES:
+        if name in ids and not (folder / name).exists():
+            (folder / name).write_text(ids[name])
+
+
 def make_trackers(
     section: TrackingSection,
     folder: Path,
@@ -62,8 +90,8 @@ def make_trackers(
 
     Args:
         config: the resolved configuration, shown by the services that keep one.
-        resume_after: the last step that the resumed checkpoint includes; what was logged after it is taken back, and
-            W&B and MLflow go on in the run they had. None: a new run.
+        resume_after: the last step that the resumed checkpoint includes, BEGINNING without one; what was logged after
+            it is taken back, and W&B and MLflow go on in the run they had. None: a new run.
         warn: hears of trackers that fail while the run goes on.
 
     Raises:

@@ -50,5 +50,8 @@ class WandbTracker:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log({**metrics, "iteration": step})
 
+    def rewind(self, step: int) -> None:
+        """Nothing: the later of two values of an iteration is drawn over the earlier."""
+
     def close(self, failed: bool = False) -> None:
         self._run.finish(exit_code=int(failed))

@@ -11,8 +11,9 @@ class StopWhenGood(Callback):
 PPOTrainer(config, callbacks=[StopWhenGood()]).train()
 
 One iteration calls, in this order: on_iteration_start, on_generation, on_reward, (training, weight sync) on_update,
-on_iteration_end, and where due on_evaluation and on_checkpoint. Iterations count from 1. Ready-made callbacks are in
-`rlhf_ray.trainers.callbacks_builtin`.
+on_iteration_end, and where due on_evaluation and on_checkpoint. Iterations count from 1. A run that goes back to a
+checkpoint calls `load_state_dict`, and the hooks of the iterations that it repeats once more with the same numbers.
+Ready-made callbacks are in `rlhf_ray.trainers.callbacks_builtin`.
 """
 
 from collections.abc import Sequence
@@ -88,7 +89,9 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; called before `on_train_start` of a resumed run."""
+        """Go on from `state`: called before `on_train_start` of a resumed run, and again in the middle of a run that
+        goes back to a checkpoint because it lost a learner rank or a node. `{}` is what you returned as `{}`.
+        """
 
 
 class CallbackError(RLHFRayError):
@@ -150,6 +153,12 @@ class Callbacks(Callback):
         for key, callback in self._keyed().items():
             if key in state:
                 _run(callback, "load_state_dict", state[key])
+
+    def rewind(self, state: dict[str, Any]) -> None:
+        """As `load_state_dict`, in the middle of a run: what left no state then, and has some now, is given `{}`."""
+        for key, callback in self._keyed().items():
+            if key in state or _run(callback, "state_dict"):
+                _run(callback, "load_state_dict", state.get(key, {}))
 
     def _keyed(self) -> dict[str, Callback]:
         """`KLEarlyStop/0`, `KLEarlyStop/1`, ...: a callback added or removed does not mix up the others."""

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import ray
 
 from rlhf_ray.config import PPOConfig
+from rlhf_ray.files import sync
 from rlhf_ray.rewards.failure import RewardFailure
 from rlhf_ray.rewards.normalise import RewardNormalizer
 from rlhf_ray.schema import REWARD_PREFIX
 from rlhf_ray.tracking.console import Console, Sample
-from rlhf_ray.trainers.rollouts import RolloutCollector
+from rlhf_ray.trainers.collector import RolloutCollector
 
 if TYPE_CHECKING:
     import pandas
@@ -98,6 +99,7 @@ class Evaluation:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".tmp")
         pq.write_table(self.to_table(), aside)
+        sync(aside)
         aside.replace(path)
 
     @classmethod

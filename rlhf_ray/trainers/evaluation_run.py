@@ -56,20 +56,24 @@ class EvaluationRun:
             if judge is not None:
                 judge.check()
             self.folder = RunFolder.create(config.run, "eval")
-            self.folder.write_start(config)
-            self.console.stage("Evaluation", " and ".join(self.report.models))
-            cluster = connect(config.resources, config.tracking.verbose)  # one Ray for all phases
-            try:
-                self._answer()
-                self._look_at_logprobs()
-                self._examine()
-            finally:
-                disconnect(cluster)
-            self._compare_rewards()
-            if judge is not None:
-                self._judge(judge)
-        self._finish()
+            with self.folder.running(config, "eval", self.console.warn):
+                self._phases(judge)
         return self.report
+
+    def _phases(self, judge: Judge | None) -> None:
+        config = self.config
+        self.console.stage("Evaluation", " and ".join(self.report.models))
+        cluster = connect(config.resources, config.tracking.verbose)  # one Ray for all phases
+        try:
+            self._answer()
+            self._look_at_logprobs()
+            self._examine()
+        finally:
+            disconnect(cluster)
+        self._compare_rewards()
+        if judge is not None:
+            self._judge(judge)
+        self._finish()
 
     # -- what the models say -----------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Log-probs of given responses under saved models, by actors that live as long as the answer takes."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,13 +8,12 @@ import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 
-from rlhf_ray.actors.calls import call_all
 from rlhf_ray.actors.placement import ActorNeed
-from rlhf_ray.actors.pool import ActorPool, Done
+from rlhf_ray.actors.pool import ActorPool, Lost, events
 from rlhf_ray.actors.reference import Reference
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.common import ModelSection
-from rlhf_ray.trainers.rollouts import TICK_S
+from rlhf_ray.errors import InfrastructureError
 from rlhf_ray.trainers.session import ActorSession
 
 ROWS = 64  # responses per call
@@ -42,14 +41,16 @@ def frozen_logprobs(
     session.reserve([ActorNeed(_kind(n), i, gpus=1) for n in range(len(models)) for i in range(replicas)])
     pools = [_pool(number, frozen.model, session, config) for number, frozen in enumerate(models)]
     for pool in pools:
-        call_all(pool.actors, pool.name, "loading", "ready", deadline_s=start_s)
+        pool.wait_ready(start_s)
     parts: dict[Hashable, dict[int, list[np.ndarray]]] = {}
     for pool, frozen in zip(pools, models, strict=True):
         for key, (table, temperature) in frozen.tables.items():
             parts[key] = {}
             for first in range(0, table.num_rows, ROWS):
                 pool.submit((key, first), table.slice(first, ROWS), temperature)
-    for done in _answers(pools):
+    for _, done in events(pools):
+        if isinstance(done, Lost):
+            raise InfrastructureError("responses were lost with their node before they reached a model; run it again")
         key, first = done.key
         answer = ray.get(done.refs[0])
         parts[key][first] = [row.values.to_numpy() for row in answer["reference_logprobs"]]
@@ -69,17 +70,4 @@ def _pool(number: int, model: ModelSection, session: ActorSession, config: PPOCo
     def start(index: int) -> ActorHandle:
         return session.start(_kind(number), index, Reference, *arguments)
 
-    deadline_s = config.resources.call_timeout_s
-    return ActorPool(_kind(number), start, section.replicas, "logprobs", returns=2, deadline_s=deadline_s)
-
-
-def _answers(pools: Sequence[ActorPool]) -> Iterator[Done]:
-    """Every call's answer, as they come."""
-    while any(pool.unfinished for pool in pools):
-        ready, _ = ray.wait([ref for pool in pools for ref in pool.pending()], num_returns=1, timeout=TICK_S)
-        for ref in ready:
-            done = next(pool for pool in pools if ref in pool.pending()).take(ref)
-            if done is not None:
-                yield done
-        for pool in pools:
-            pool.check_deadlines()
+    return ActorPool(_kind(number), start, section.replicas, "logprobs", returns=2, supervision=session.supervision)

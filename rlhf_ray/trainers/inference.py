@@ -42,7 +42,7 @@ class InferenceActors(RolloutActors):
         placement = session.reserve(self._rollout_needs())
         # No updates come: a saved policy is whole.
         sync = config.sync.model_copy(update={"transport": "object_store", "lora": "merged"})
-        self._start_rollout_actors(engine_dtype(config, on_gpu=placement.gpus > 0), sync)
+        self._start_rollout_actors(engine_dtype(config, on_gpu=placement.gpus > 0), sync, published=False)
         self._wait_until_ready(progress)
 
 

@@ -6,49 +6,47 @@
     print(trainer.train(max_iterations=50).summary())
 
 Clipped PPO over response tokens, with GAE (Schulman et al. 2015, 2017; Ouyang et al. 2022) or any other estimator of
-`ppo.advantage`, synchronous and on-policy. `_loop` is the whole iteration, top to bottom; `ppo_actors` starts what it
-calls, `rollouts` streams, `shaping` decides what is trained on, `policy_use` answers and evaluates, `build` turns
-Python arguments into the configuration.
+`ppo.advantage`, synchronous and on-policy. `_loop` is the whole iteration, top to bottom; `ppo_verbs` are its verbs,
+`ppo_actors` starts what they call, `rollouts` streams, `shaping` decides what is trained on, `policy_use` answers and
+evaluates, `ppo_state` keeps and restores, `recovery` starts again what was lost, `build` turns Python arguments into
+the configuration.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from rlhf_ray import faults
 from rlhf_ray.algorithms.kl import make_kl_controller
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.arithmetic import Arithmetic, ppo_arithmetic
 from rlhf_ray.data.holdout import with_held_out
-from rlhf_ray.data.order import draw
 from rlhf_ray.data.prompts import load_prompts
 from rlhf_ray.data.report import Loaded
 from rlhf_ray.errors import ConfigError
-from rlhf_ray.learner.ppo import PPOIteration
 from rlhf_ray.rewards.check import check_reward_columns
-from rlhf_ray.rewards.compose import Composed
 from rlhf_ray.rewards.normalise import RewardNormalizer
-from rlhf_ray.rewards.quarantine import append_failures
 from rlhf_ray.schema import sample_schema
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.build import build_config, resumed_config
-from rlhf_ray.trainers.callbacks import Callback, CallbackError, Callbacks, StopRequests
+from rlhf_ray.trainers.callbacks import Callback, CallbackError, Callbacks
 from rlhf_ray.trainers.callbacks_builtin import configured_callbacks
-from rlhf_ray.trainers.dynamic_sampling import refill
 from rlhf_ray.trainers.evaluation import show_samples
+from rlhf_ray.trainers.guarding import review_updates
 from rlhf_ray.trainers.policy_use import PolicyUse
 from rlhf_ray.trainers.ppo_actors import PPOActors, check_before_start, prompt_limit
 from rlhf_ray.trainers.ppo_metrics import describe_rollouts, throughput
-from rlhf_ray.trainers.results import INTERRUPTED, PPOResult, compare, read_history
-from rlhf_ray.trainers.rollouts import Rollouts
+from rlhf_ray.trainers.ppo_verbs import PPOVerbs
+from rlhf_ray.trainers.recovery import Loss, Recovery
+from rlhf_ray.trainers.results import INTERRUPTED, PPOResult, compare
 from rlhf_ray.trainers.session import Session
-from rlhf_ray.trainers.shaping import shape
 
 
-class PPOTrainer(PolicyUse, StopRequests):
+class PPOTrainer(PPOVerbs, PolicyUse):
     """Trains a policy towards a reward. Everything that can be wrong is checked before any actor starts.
 
     Callbacks see `config`, `console`, `folder` (of the run), `total_iterations`, `request_stop` and `export_policy`;
@@ -119,34 +117,28 @@ class PPOTrainer(PolicyUse, StopRequests):
         columns = sample_schema(prompts.table.schema).names
         check_reward_columns(config.rewards, columns)
         arithmetic = ppo_arithmetic(config, prompts.table.num_rows)
-        with Session(config, "ppo", self.resume, console) as self.session:
+        self._columns, self._total_steps = columns, arithmetic.total_optimiser_steps or 1
+        with self._open_session() as self.session:
             self.folder = self.session.folder
             self.resume = self.folder.path  # a further call goes on from here
             console.stage("PPO", config.model.name)
             self._print_facts(prompts, held_out, arithmetic)
-            with console.progress("starting the actors") as advance:
-                self.actors = PPOActors(self.session, config, columns, arithmetic.total_optimiser_steps or 1, advance)
             self.total_iterations, self.stop_reason = arithmetic.iterations or 0, None
             count = config.evaluation.prompts
             self._held_out = held_out.table.slice(0, count) if held_out is not None and count else None
             try:
-                return self._run(prompts.table, self.actors)
+                return self._run(prompts.table)
             finally:
                 self.actors = None
 
-    def _run(self, prompts: pa.Table, actors: PPOActors) -> PPOResult:
-        """Start, iterate, save, compare; what goes wrong is told to the callbacks."""
+    def _run(self, prompts: pa.Table) -> PPOResult:
+        """The whole run, as often back to its last checkpoint as losses make it; errors are told to the callbacks."""
+        result = PPOResult(self.folder.policy, self.folder.path, 0)
+        recovery = Recovery(self.session, lambda: result.iterations)
+        self._begin_state(len(prompts))
         try:
-            first, self._attempt = self._restore(actors)
-            actors.sync.publish(version=first, attempt=self._attempt)
-            result = PPOResult(self.folder.policy, self.folder.path, first)
-            result.history = read_history(self.folder.metrics_file, first)
             try:
-                self._whole: int | None = first
-                self.callbacks.on_train_start(self)
-                result.before = self._evaluate_start(first)
-                self._loop(result, prompts, actors)
-                self._finish(result, actors)
+                recovery.run(lambda loss: self._go_on(result, prompts, recovery, loss))
             except CallbackError:
                 self._rescue()
                 raise
@@ -155,17 +147,56 @@ class PPOTrainer(PolicyUse, StopRequests):
             raise
         return result
 
+    def _go_on(self, result: PPOResult, prompts: pa.Table, recovery: Recovery, loss: Loss | None) -> None:
+        """From the last checkpoint, or the beginning, to the end."""
+        actors = self._ready_actors(loss)
+        self._restore(result)
+        self._publish(result.iterations)
+        recovery.settled()
+        if not self._announced:
+            self._announced = True
+            self.callbacks.on_train_start(self)
+        if result.before is None:
+            result.before = self._evaluate_start(result.iterations)
+        self._loop(result, prompts, actors)
+        self._finish(result, actors)
+
+    def _ready_actors(self, loss: Loss | None) -> PPOActors:
+        """All actors; after a loss those that it took along are new, the learner in any case."""
+        if self.actors is not None and loss is not None and not loss.everything:
+            self.actors.restart_learner()
+            return self.actors
+        self.actors = None
+        with self.console.progress("starting the actors") as advance:
+            self.actors = self._start_actors(self._columns, self._total_steps, advance)
+        return self.actors
+
+    def _open_session(self) -> Session:
+        return Session(self.config, "ppo", self.resume, self.console)
+
+    def _start_actors(self, columns: list[str], total_steps: int, progress: Callable[..., None]) -> PPOActors:
+        return PPOActors(self.session, self.config, columns, total_steps, progress)
+
     def _loop(self, result: PPOResult, prompts: pa.Table, actors: PPOActors) -> None:
         config, session, callbacks, total = self.config, self.session, self.callbacks, self.total_iterations
+        if result.iterations and self._stopping:  # asked for before a loss: the last checkpoint is the end
+            return
         for iteration in range(result.iterations, total):
-            number, started, self._whole = iteration + 1, time.monotonic(), None
+            number, started, self._whole, self._metric = iteration + 1, time.monotonic(), None, None
+            session.failures.iteration = number
             callbacks.on_iteration_start(number)
+            faults.reach("draw")
             rollouts = self._collect(prompts, iteration, actors)
             callbacks.on_generation(number, rollouts)
+            faults.reach("rollouts")
             composed = rollouts.compose(config, self.normalizer, update=True)
             callbacks.on_reward(number, rollouts, composed)
+            faults.reach("composed")
             metrics = self._learn(rollouts, composed, iteration, actors)
-            sync = actors.sync.publish(version=number, attempt=self._attempt)
+            review_updates(metrics, result.history, config.guards, session.failures)
+            faults.reach("trained")
+            sync = self._publish(number)
+            faults.reach("published")
             callbacks.on_update(number, metrics)
             actors.write_rollouts(f"iteration-{number:06d}", rollouts, composed.total)
 
@@ -176,18 +207,23 @@ class PPOTrainer(PolicyUse, StopRequests):
                 "seconds/sync": sync.seconds,
             }
             metrics["seconds/total"] = time.monotonic() - started
-            metrics |= throughput(rollouts, metrics["seconds/total"])
-            self.kl.update(metrics.get("kl/mean", 0.0), int(metrics["samples/trained"]), iteration)
+            metrics |= throughput(rollouts, metrics["seconds/total"]) | session.failures.metrics()
+            if "kl/mean" in metrics:
+                self.kl.update(metrics["kl/mean"], int(metrics["samples/trained"]), iteration)
             result.history.append(metrics)
             result.iterations = self._whole = number
             session.trackers.log(number, metrics)
+            faults.reach("tracked")
             callbacks.on_iteration_end(number, metrics)
 
             if _due(number, config.evaluation.every) and number < total and not self._stopping:
                 result.after = self._evaluate_held_out("evaluating", number)
             last = number == total or self._stopping
             if last or _due(number, config.checkpoint.every):
+                self._metric = self._checkpoint_metric(result)
                 self._checkpoint(number)
+            for path in session.checkpoints.poll():
+                callbacks.on_checkpoint(path)
             if last:
                 break
 
@@ -196,7 +232,9 @@ class PPOTrainer(PolicyUse, StopRequests):
         if result.iterations < self.total_iterations:
             result.stopped_because = self.stop_reason or INTERRUPTED
         with self.console.progress("saving the policy"):
-            self.export_policy(self.folder.policy)
+            self._save_policy()
+        for path in self.session.checkpoints.finish():
+            self.callbacks.on_checkpoint(path)
         if self._evaluated_after != result.iterations:
             result.after = self._evaluate_held_out("evaluating the end", result.iterations)
         actors.finish_writing()
@@ -204,51 +242,6 @@ class PPOTrainer(PolicyUse, StopRequests):
             show_samples(self.console, result.before, result.after, self.config.evaluation.show_samples)
         self.console.summary("Result", compare(result, self.folder))
         self.callbacks.on_train_end(result)
-
-    # -- one iteration -----------------------------------------------------------------------------------------------
-
-    def _collect(self, prompts: pa.Table, iteration: int, actors: PPOActors) -> Rollouts:
-        """Draw prompts, sample responses, score them; under dynamic sampling until enough of them give a signal."""
-        config, seed, dynamic = self.config, self.config.run.seed, self.config.ppo.dynamic_sampling
-        rows = draw(len(prompts), config.ppo.prompts_per_iteration, iteration, seed, config.data.shuffle)
-        rollouts = self._sample(prompts.take(rows), iteration, actors)
-        if not dynamic.enabled:
-            return rollouts
-        return refill(
-            rollouts,
-            rows,
-            len(prompts),
-            max_rounds=dynamic.max_rounds,
-            seed=(seed, iteration),
-            collect=lambda more: self._sample(prompts.take(more), iteration, actors),
-            with_signal=lambda found: shape(found, found.compose(config, self.normalizer), config).prompts_with_signal,
-        )
-
-    def _sample(self, prompts: pa.Table, iteration: int, actors: PPOActors) -> Rollouts:
-        """Scored responses to these prompts; failures go to the quarantine."""
-        title = f"iteration {iteration + 1} of {self.total_iterations}: sampling"
-        with self.console.progress(title, len(prompts) * self.config.ppo.samples_per_prompt) as advance:
-            rollouts = actors.collector().collect(prompts, iteration, self.config.run.seed, progress=advance)
-        rollouts.check_version(iteration)
-        append_failures(self.folder.quarantine, rollouts.failures, iteration + 1)
-        return rollouts
-
-    def _learn(self, rollouts: Rollouts, composed: Composed, iteration: int, actors: PPOActors) -> dict[str, float]:
-        """The PPO epochs on the samples that are worth it."""
-        started, shaped = time.monotonic(), shape(rollouts, composed, self.config)
-        if self.config.ppo.dynamic_sampling.enabled and not shaped.prompts_with_signal:
-            self.console.warn(f"iteration {iteration + 1}: no prompt's responses differ in reward, training on all")
-        frozen = iteration < self.config.critic.warmup_iterations
-        step = PPOIteration(iteration, self.kl.coef_at(iteration), frozen)
-        index = rollouts.index(shaped.rewards, shaped.keep)
-        samples = [batch.samples for batch in rollouts.batches]
-        references = [batch.reference for batch in rollouts.batches] if actors.reference is not None else None
-        what = f"iteration {iteration + 1}"
-        with self.console.progress(f"{what}: training"):
-            metrics, gap = actors.learner.call(what, "train_ppo", index, samples, references, step)
-        metrics |= shaped.metrics() | {"samples/rounds": rollouts.rounds}
-        metrics |= {"audit/mean_gap": gap.mean, "audit/max_gap": gap.max, "audit/tokens": gap.tokens}
-        return dict(metrics | {"seconds/train": time.monotonic() - started})
 
     @property
     def _stopping(self) -> bool:
@@ -265,44 +258,6 @@ class PPOTrainer(PolicyUse, StopRequests):
             changes["checkpoint.every"] = save_every
         if changes:
             self.config = build_config(self.config, training=changes)
-
-    def _restore(self, actors: PPOActors) -> tuple[int, int]:
-        """(whole iterations, attempt): those of the checkpoint, or the beginning."""
-        resumed = self.session.resumed
-        if resumed is None:
-            return 0, 0
-        with self.console.progress("loading the checkpoint"):
-            actors.learner.load(resumed.learner)
-        self.kl.load_state_dict(resumed.state["kl"])
-        self.normalizer.load_state_dict(resumed.state.get("normalizer", {}))
-        self.callbacks.load_state_dict(resumed.state.get("callbacks", {}))
-        self.console.note(f"resuming after iteration {resumed.step}")
-        return resumed.step, resumed.state["attempt"] + 1
-
-    def _checkpoint(self, iterations: int) -> None:
-        self.callbacks.on_checkpoint(self._write_checkpoint(iterations))
-
-    def _write_checkpoint(self, iterations: int) -> Path:
-        state = {"attempt": self._attempt, "kl": self.kl.state_dict(), "normalizer": self.normalizer.state_dict()}
-        state["callbacks"] = self.callbacks.state_dict()
-        with self.console.progress("checkpoint"):
-            return self.session.checkpoints.write(iterations, state, self._running().learner.save)
-
-    def export_policy(self, folder: Path) -> None:
-        """Save the policy that the learner of the run holds now as a Hugging Face folder."""
-        self._running().learner.export(folder)
-
-    def _rescue(self) -> None:
-        """A callback raised: save the policy, and between two iterations a checkpoint, so that none of them is lost."""
-        self.console.warn("a callback raised: saving the policy before the run ends")
-        self.export_policy(self.folder.policy)
-        if self._whole:
-            self._write_checkpoint(self._whole)
-
-    def _running(self) -> PPOActors:
-        if self.actors is None:
-            raise ConfigError("no run is going on: this works from callbacks only")
-        return self.actors
 
     # -- console -----------------------------------------------------------------------------------------------------
 

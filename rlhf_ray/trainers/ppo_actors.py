@@ -11,16 +11,15 @@ import ray
 from ray.actor import ActorHandle
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from rlhf_ray.actors.calls import wait_all
 from rlhf_ray.actors.placement import ActorNeed
-from rlhf_ray.actors.pool import ActorPool
+from rlhf_ray.actors.pool import ActorPool, Lost, events
 from rlhf_ray.actors.reference import Reference
 from rlhf_ray.actors.writer import RolloutWriter
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.algorithm import critic_kind
 from rlhf_ray.config.arithmetic import ppo_arithmetic
 from rlhf_ray.config.common import ModelSection
-from rlhf_ray.errors import ConfigError
+from rlhf_ray.errors import ConfigError, ObjectLost
 from rlhf_ray.hub import check_model, explain_hub_error, load_tokenizer
 from rlhf_ray.learner.rank import critic_source
 from rlhf_ray.rewards.check import check_rewards
@@ -111,6 +110,8 @@ def _model_config(section: ModelSection, name: str) -> PretrainedConfig:
 class PPOActors(RolloutActors):
     """All actors of a run, started together and ready when the constructor returns."""
 
+    session: Session
+
     def __init__(
         self, session: Session, config: PPOConfig, columns: list[str], total_steps: int, progress: Callable[..., None]
     ) -> None:
@@ -119,23 +120,40 @@ class PPOActors(RolloutActors):
         placement = session.reserve(self._needs())
         transport = choose_transport(config.sync, cuda=placement.gpus > 0, shared_gpus=placement.colocated)
         self.sync_section = config.sync.model_copy(update={"transport": transport})
-        self.writer = session.start("writer", 0, RolloutWriter, str(session.folder.rollouts))
+        self.writer = self._writer_pool()
         self.learner = session.start_learner()
-        engine_dtype = self._engine_dtype()
+        self._total_steps, self.engine_dtype = total_steps, self._engine_dtype()
         joining = self.learner.begin_join(total_steps)
-        self._start_rollout_actors(engine_dtype, self.sync_section)
-        self.reference = self._reference_pool(engine_dtype) if config.kl.coef > 0 else None
+        self._start_rollout_actors(self.engine_dtype, self.sync_section, published=True)
+        self.reference = self._reference_pool(self.engine_dtype) if config.kl.coef > 0 else None
         self._wait_until_ready(progress)
-        self.learner.finish_join(joining)
-        self.learner.call("preparing PPO", "start_ppo", engine_dtype)
-        self.sync = self._weight_sync(engine_dtype)
-        self._writing: list[ray.ObjectRef] = []
+        self._finish_learner(joining)
 
     def _needs(self) -> list[ActorNeed]:
         needs = [ActorNeed("writer", 0), *learner_needs(self.config), *self._rollout_needs()]
         if self.config.kl.coef > 0:
             needs += [ActorNeed("reference", index, gpus=1) for index in range(self.config.reference.replicas)]
         return needs
+
+    # -- the learner -------------------------------------------------------------------------------------------------
+
+    def restart_learner(self) -> None:
+        """New ranks in place of all old ones, as they were at the start of the run; nothing is published yet."""
+        self.session.end_learner()
+        self._replace_dead()
+        self.learner = self.session.start_learner()
+        self._finish_learner(self.learner.begin_join(self._total_steps))
+
+    def _replace_dead(self) -> None:
+        """What died along with the learner, as on its node, loads beside it, and not when it is next asked."""
+        others = [self.reference] if self.reference is not None else []
+        for pool in [self.generators, *self.scorers.values(), *others, self.writer]:
+            pool.replicas.replace_dead()
+
+    def _finish_learner(self, joining: list[ray.ObjectRef]) -> None:
+        self.learner.finish_join(joining)
+        self.learner.call("preparing PPO", "start_ppo", self.engine_dtype)
+        self.sync = self._weight_sync(self.engine_dtype)
 
     # -- one kind each -----------------------------------------------------------------------------------------------
 
@@ -150,14 +168,22 @@ class PPOActors(RolloutActors):
         def start(index: int) -> ActorHandle:
             return self.session.start("reference", index, Reference, *arguments)
 
-        deadline_s = config.resources.call_timeout_s
-        return ActorPool("reference", start, section.replicas, "logprobs", returns=2, deadline_s=deadline_s)
+        supervision = self.session.supervision
+        return ActorPool("reference", start, section.replicas, "logprobs", returns=2, supervision=supervision)
+
+    def _writer_pool(self) -> ActorPool:
+        folder = str(self.session.folder.rollouts)
+
+        def start(index: int) -> ActorHandle:
+            return self.session.start("writer", index, RolloutWriter, folder)
+
+        return ActorPool("writer", start, 1, "write", supervision=self.session.supervision)
 
     def _weight_sync(self, engine_dtype: str) -> WeightSync:
         deadline_s = self.config.resources.call_timeout_s
-        sync = WeightSync(self.learner.actors, self.generators, self.sync_section, engine_dtype, deadline_s)
+        sync = WeightSync(self.learner.actors, self.generators.replicas, self.sync_section, engine_dtype, deadline_s)
         if self.sync_section.transport != "object_store":
-            sync.connect(self.learner.address(), self.config.generation.tensor_parallel_size)
+            sync.connect(self.learner.address, self.config.generation.tensor_parallel_size)
         return sync
 
     # -- start-up ----------------------------------------------------------------------------------------------------
@@ -174,16 +200,16 @@ class PPOActors(RolloutActors):
     def write_rollouts(self, stem: str, rollouts: Rollouts, total: np.ndarray) -> None:
         """Have an iteration written to Parquet meanwhile; waits only if the one before is not done."""
         self.finish_writing()
+        self.session.disk.check(f"the rollouts of {stem}")
         rewards = {REWARD_PREFIX + name: values for name, values in rollouts.scores().items()} | {"reward": total}
         ends = np.cumsum([len(batch.meta["prompt_id"]) for batch in rollouts.batches])[:-1]
         split = {name: np.split(values, ends) for name, values in rewards.items()}
         columns = [{name: parts[number] for name, parts in split.items()} for number in range(len(rollouts.batches))]
-        references = [batch.reference for batch in rollouts.batches] if self.reference is not None else None
         samples = [batch.samples for batch in rollouts.batches]
-        self._writing = [self.writer.write.remote(stem, samples, references, columns)]
+        self.writer.submit(stem, stem, samples, rollouts.references, columns)
 
     def finish_writing(self) -> None:
-        """Wait for the rollouts that are being written."""
-        for ref in self._writing:
-            wait_all([ref], [self.writer], "writer", "writing", deadline_s=self.config.resources.call_timeout_s)
-        self._writing = []
+        """Wait for the rollouts that are being written. Raises ObjectLost where some of them are gone with a node."""
+        for _, event in events([self.writer]):
+            if isinstance(event, Lost):
+                raise ObjectLost(f"the samples of {event.key} were lost before they were written")

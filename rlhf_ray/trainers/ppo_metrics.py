@@ -7,8 +7,12 @@ from rlhf_ray.trainers.rollouts import Rollouts
 
 
 def describe_rollouts(rollouts: Rollouts, composed: Composed) -> dict[str, float]:
-    """Rewards, components, lengths and phases of an iteration's rollouts, as metrics."""
-    kept, lengths = composed.total[composed.keep], rollouts.column("response_length")
+    """Rewards, components, lengths and phases of an iteration's rollouts, as metrics.
+
+    Sums go in canonical order: their last bits must not depend on which batch came first.
+    """
+    order = rollouts.canonical_order()
+    kept, lengths = composed.total[order][composed.keep[order]], rollouts.column("response_length")
     metrics: dict[str, float] = {
         "reward/mean": float(kept.mean()),
         "reward/std": float(kept.std()),

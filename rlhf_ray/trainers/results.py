@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "interrupted by Ctrl-C"
 REWARD = "reward/mean"
+EVALUATED = "eval/"  # how metrics of held-out rows begin, which have lines of their own
 
 #: Widths of the summary's text, which fits 80 columns.
 NAME_WIDTH, NUMBER_WIDTH = 36, 11
@@ -157,10 +158,21 @@ def _table(title: str, labels: tuple[str, ...], rows: Mapping[str, tuple[float, 
 
 
 def read_history(metrics_file: Path, iterations: int) -> list[dict[str, float]]:
-    """The metrics of iterations 1 to `iterations` of a run's metrics.jsonl; what was not finite is NaN."""
-    history = []
-    for line in metrics_file.read_text(encoding="utf-8").splitlines():
+    """The metrics of iterations (or steps) 1 to `iterations` of a run's metrics.jsonl; what was not finite is NaN."""
+    return [metrics for step, metrics in read_metrics(metrics_file).items() if step <= iterations]
+
+
+def read_metrics(metrics_file: Path) -> dict[int, dict[str, float]]:
+    """Iteration (or step) -> its metrics, of a run's metrics.jsonl; what was not finite is NaN.
+
+    Evaluations, and a torn last line, are left out.
+    """
+    found = {}
+    for line in metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
         metrics = json.loads(line)
-        if metrics.pop("step") <= iterations and REWARD in metrics:
-            history.append({name: np.nan if value is None else value for name, value in metrics.items()})
-    return history
+        step = metrics.pop("step")
+        if not any(name.startswith(EVALUATED) for name in metrics):
+            found[step] = {name: np.nan if value is None else value for name, value in metrics.items()}
+    return found

@@ -18,12 +18,17 @@ from pathlib import Path
 from rlhf_ray.actors.runtime import connect, disconnect
 from rlhf_ray.config.arithmetic import ppo_arithmetic
 from rlhf_ray.config.common import RunSection
+from rlhf_ray.config.load import mapping_yaml
 from rlhf_ray.config.rlhf import RLHFConfig, StageConfig, fill, placeholders
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.evaluation.report import Report
+from rlhf_ray.files import write_whole
 from rlhf_ray.tracking.console import Console
+from rlhf_ray.tracking.record import PIPELINE_CONFIG
 from rlhf_ray.trainers.callbacks import Callback
 from rlhf_ray.trainers.results import PPOResult
+from rlhf_ray.trainers.resume import finished_with
+from rlhf_ray.trainers.run_lock import RunLock
 from rlhf_ray.trainers.stage_cache import Ingredients, Plan, StageCache
 from rlhf_ray.trainers.stage_result import StageResult
 from rlhf_ray.trainers.stages import STAGES, StageOutcome
@@ -66,8 +71,22 @@ class RLHFTrainer:
             raise ConfigError(f"no stage {start!r} to start from: there are {', '.join(names)}")
         if self.config.ppo is not None:
             ppo_arithmetic(self.config.ppo)  # what does not divide is refused before the first stage, not after it
-        first = next(iter(self.config.stages.values()))
         result = RLHFResult(self.root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with RunLock(self.root).held(self.console.warn):
+            self._record()
+            self._run_all(names, start, result)
+        self._summarise(result)
+        return result
+
+    def _record(self) -> None:
+        """Keep the configuration in the folder, for a resume; only what was set: other seeds are the pipeline's."""
+        path, content = self.root / PIPELINE_CONFIG, self.config.model_dump(mode="json", exclude_unset=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != mapping_yaml(content):
+            write_whole(path, mapping_yaml(content))
+
+    def _run_all(self, names: list[str], start: str | None, result: RLHFResult) -> None:
+        first = next(iter(self.config.stages.values()))
         cluster = connect(first.resources, first.tracking.verbose)  # one Ray for all of them
         try:
             for position, name in enumerate(names):
@@ -80,8 +99,6 @@ class RLHFTrainer:
                     break
         finally:
             disconnect(cluster)
-        self._summarise(result)
-        return result
 
     def train_sft(self) -> StageResult:
         """Fine-tune on the demonstrations."""
@@ -113,6 +130,9 @@ class RLHFTrainer:
             with self.console.progress(f"{name}: reading what it is made from"):
                 ingredients = Ingredients.of(section, models)
             plan = plan or self.cache.plan(name, ingredients)
+        if plan.action == "resume" and finished_with(folder, _filled(section, models)):
+            self.cache.finish(name, stage.leaves)  # all that was missing when the pipeline was killed
+            plan = Plan("skip", "it had finished")
         if plan.action == "resume" and not stage.resumes:
             plan = Plan("run", plan.why)
         if plan.action == "skip":
@@ -122,7 +142,7 @@ class RLHFTrainer:
         self.console.note(f"{name}: {'goes on' if plan.action == 'resume' else 'runs'}, {plan.why}")
         if aside is not None:
             self.console.note(f"{name}: its earlier run is now in {aside}")
-        config = fill(section, {earlier: str(model) for earlier, model in models.items()})
+        config = _filled(section, models)
         resume = folder if plan.action == "resume" else None
         outcome = StageOutcome(stage.run(config, resume, self.callbacks, self.console))
         if not outcome.interrupted:
@@ -172,3 +192,8 @@ class RLHFTrainer:
                 facts[name] = [*([gain.describe()] if gain is not None else []), str(self.root / name)]
         self.console.stage("Pipeline", str(self.root))
         self.console.facts(facts)
+
+
+def _filled(section: StageConfig, models: dict[str, Path]) -> StageConfig:
+    """The stage's configuration with the models in the place of their placeholders."""
+    return fill(section, {stage: str(model) for stage, model in models.items()})

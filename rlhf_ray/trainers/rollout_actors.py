@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from ray.actor import ActorHandle
 
-from rlhf_ray.actors.calls import call_all
 from rlhf_ray.actors.generator import Generator, generator_environment
 from rlhf_ray.actors.placement import ActorNeed
 from rlhf_ray.actors.pool import ActorPool
@@ -12,7 +11,7 @@ from rlhf_ray.actors.scorer import scorer_class
 from rlhf_ray.config import PPOConfig
 from rlhf_ray.config.ppo import SyncSection
 from rlhf_ray.config.rewards import FunctionRewardSection, HTTPOptions, NeuralOptions, RewardComponent
-from rlhf_ray.trainers.rollouts import RolloutCollector
+from rlhf_ray.trainers.collector import RolloutCollector
 from rlhf_ray.trainers.session import ActorSession
 
 EXACT_CHUNK_PROMPTS = 4  # exact mode scores samples in chunks of so many successive prompts
@@ -39,18 +38,33 @@ class RolloutActors:
             needs += [ActorNeed(f"reward/{name}", index, gpus=gpus) for index in range(section.replicas)]
         return needs
 
-    def _start_rollout_actors(self, dtype: str, sync: SyncSection) -> None:
-        """Start generators that compute in `dtype`, and scorers; they load meanwhile."""
-        self.generators = [self._generator(index, dtype, sync) for index in range(self.config.generation.replicas)]
+    def _start_rollout_actors(self, dtype: str, sync: SyncSection, published: bool) -> None:
+        """Start generators that compute in `dtype`, and scorers; they load meanwhile.
+
+        `published`: weights will be published to the generators, and until then they are not to sample.
+        """
+        self.generators = self._generator_pool(dtype, sync, published)
         self.scorers = {name: self._scorer_pool(name, section) for name, section in self.rewards.items()}
 
-    def _generator(self, index: int, dtype: str, sync: SyncSection) -> ActorHandle:
+    def _generator_pool(self, dtype: str, sync: SyncSection, published: bool) -> ActorPool:
         config, model = self.config, self.config.model
         environment = generator_environment(config.generation, self.session.starter.threads, config.tracking.verbose)
         arguments = (model.name, config.generation, sync, dtype, config.run.seed)
         lora = model.lora if sync.lora == "adapter" else None
         options = (model.trust_remote_code, model.revision, model.tokenizer, lora)
-        return self.session.start("generator", index, Generator, *arguments, *options, environment=environment)
+
+        def start(index: int) -> ActorHandle:
+            return self.session.start("generator", index, Generator, *arguments, *options, environment=environment)
+
+        return ActorPool(
+            "generator",
+            start,
+            config.generation.replicas,
+            "generate",
+            returns="streaming",
+            supervision=self.session.supervision,
+            weights=published,
+        )
 
     def _scorer_pool(self, name: str, section: RewardComponent) -> ActorPool:
         kind = f"reward/{name}"
@@ -62,7 +76,8 @@ class RolloutActors:
             return self.session.start(kind, index, scorer_class(section), *arguments)
 
         deadline_s = max(self.config.resources.call_timeout_s, self._longest_score_s(section))
-        return ActorPool(kind, start, section.replicas, "score", deadline_s=deadline_s)
+        supervision = self.session.supervision
+        return ActorPool(kind, start, section.replicas, "score", deadline_s=deadline_s, supervision=supervision)
 
     def _longest_score_s(self, section: RewardComponent) -> float:
         """Seconds that one batch of samples may take at worst: a function that hangs does so on every sample."""
@@ -73,10 +88,10 @@ class RolloutActors:
 
     def _wait_until_ready(self, progress: Callable[..., None]) -> None:
         deadline_s = self.config.resources.start_timeout_s
-        pools = [*self.scorers.values(), *([self.reference] if self.reference is not None else [])]
-        for kind, actors in [("generator", self.generators), *((pool.name, pool.actors) for pool in pools)]:
-            progress(1, note=f"waiting for {kind}")
-            call_all(actors, kind, "loading", "ready", deadline_s=deadline_s)
+        others = [self.reference] if self.reference is not None else []
+        for pool in [self.generators, *self.scorers.values(), *others]:
+            progress(1, note=f"waiting for {pool.name}")
+            pool.wait_ready(deadline_s)
 
     def collector(self, scored: bool = True) -> RolloutCollector:
         """What collects rollouts from these actors; without scores if told so."""
@@ -87,5 +102,4 @@ class RolloutActors:
             self.reference,
             config.ppo.samples_per_prompt,
             EXACT_CHUNK_PROMPTS if config.run.exact else None,
-            config.resources.call_timeout_s,
         )

@@ -1,21 +1,33 @@
 """The folder of a run: where everything that outlives the process is written.
 
-runs/<name>/  config.yaml  environment.json  metrics.jsonl  rollouts/  evaluations/  tensorboard/  checkpoints/
-              quarantine/  logs/  policy/ (the trained model, in Hugging Face format)  best/ (the best one, if kept)
+runs/<name>/  config.yaml  environment.json  run.json  lock  metrics.jsonl  failures.jsonl  rollouts/  digests/
+              evaluations/  tensorboard/  checkpoints/  quarantine/  logs/
+              policy/ (the trained model, in Hugging Face format)  best/ (the best one, if kept)
 """
 
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.common import RunSection
 from rlhf_ray.config.load import record_yaml
 from rlhf_ray.errors import ConfigError
+from rlhf_ray.files import aside_name, disk_errors, write_whole
 from rlhf_ray.tracking.metrics_file import METRICS_FILE
 from rlhf_ray.tracking.record import CONFIG_FILE, ENVIRONMENT_FILE, POLICY_FOLDER, SUBMITTED_JOB_VARIABLE, environment
 from rlhf_ray.tracking.tracker import TENSORBOARD_FOLDER
+from rlhf_ray.trainers.run_lock import LOCK_FILE, RunLock
+from rlhf_ray.trainers.run_record import RUN_FILE, RunRecord, Status
+from rlhf_ray.trainers.settings import settings_digest
+
+#: What a run that was killed before it began may have left.
+BEFORE_THE_START = {"logs", LOCK_FILE, RUN_FILE, ENVIRONMENT_FILE} | {
+    aside_name(name) for name in (ENVIRONMENT_FILE, RUN_FILE, CONFIG_FILE)
+}
 
 
 class RunFolder:
@@ -40,9 +52,9 @@ class RunFolder:
         folder = root.absolute() / (run.name or f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            occupied = any(folder.iterdir())
+            occupied = {path.name for path in folder.iterdir()} - BEFORE_THE_START
             if not occupied:
-                (folder / "logs").mkdir()
+                (folder / "logs").mkdir(exist_ok=True)
         except OSError as error:
             raise ConfigError(f"run.root: cannot write {folder} ({error.strerror}); choose another") from None
         if occupied:
@@ -53,15 +65,18 @@ class RunFolder:
         return cls(folder)
 
     @classmethod
-    def open(cls, path: str | Path) -> "RunFolder":
-        """The folder of an earlier run, to resume or to read.
+    def open(cls, path: str | Path, stage: str | None = None) -> "RunFolder":
+        """The folder of an earlier run (of `stage`, where given), to resume or to read.
 
         Raises:
-            ConfigError: there is no run in it.
+            ConfigError: there is no run in it, one of another stage, or of a later version of this package.
         """
         folder = Path(path).expanduser().absolute()
         if not (folder / CONFIG_FILE).is_file():
             raise ConfigError(f"{folder}: no run to resume here (it has no {CONFIG_FILE})")
+        record = RunRecord.read(folder)
+        if stage and record and record.stage != stage:
+            raise ConfigError(f"{folder} is a run of {record.stage}, not of {stage}: rlhf-ray {record.stage} --resume")
         return cls(folder)
 
     @property
@@ -83,6 +98,10 @@ class RunFolder:
     @property
     def rollouts(self) -> Path:
         return self.path / "rollouts"
+
+    @property
+    def digests(self) -> Path:
+        return self.path / "digests"
 
     @property
     def evaluations(self) -> Path:
@@ -112,8 +131,41 @@ class RunFolder:
     def best(self) -> Path:
         return self.path / "best"
 
-    def write_start(self, config: Section) -> None:
-        """Write config.yaml (resolved) and add this start to environment.json, which keeps one entry per (re)start."""
-        self.config_file.write_text(record_yaml(config), encoding="utf-8")
+    @property
+    def extends(self) -> int | None:
+        """What `write_start` was given, while the run has not finished since."""
+        record = RunRecord.read(self.path)
+        return record.extends if record is not None else None
+
+    def write_start(self, config: Section, stage: str, extends: int | None = None) -> None:
+        """Write config.yaml (resolved) and run.json; add this start to environment.json, which has one entry each.
+
+        `extends`: the step at which the run had finished that now goes further.
+        """
         starts = json.loads(self.environment_file.read_text()) if self.environment_file.exists() else []
-        self.environment_file.write_text(json.dumps([*starts, environment()], indent=2) + "\n", encoding="utf-8")
+        with disk_errors("the start of the run", self.path):
+            write_whole(self.environment_file, json.dumps([*starts, environment()], indent=2) + "\n")
+            RunRecord.new(stage, settings_digest(config), "running", extends=extends).write(self.path)
+            write_whole(self.config_file, record_yaml(config))  # last: with it, the folder is a run's
+
+    @contextmanager
+    def running(self, config: Section, stage: str, warn: Callable[[str], object]) -> Iterator[None]:
+        """Hold the folder's lock while the block runs, and note its start and how it ends."""
+        with RunLock(self.path).held(warn):
+            self.write_start(config, stage)
+            try:
+                yield
+            except KeyboardInterrupt:
+                self.write_end("interrupted")
+                raise
+            except BaseException as error:
+                self.write_end("failed", error)
+                raise
+            self.write_end("finished")
+
+    def write_end(self, status: Status, error: BaseException | None = None) -> None:
+        """Note in run.json how the run ended."""
+        record = RunRecord.read(self.path)
+        assert record is not None, "write_start comes first"
+        extends = None if status == "finished" else record.extends
+        RunRecord.new(record.stage, record.settings, status, error, extends).write(self.path)

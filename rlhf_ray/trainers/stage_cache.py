@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -27,15 +27,11 @@ from rlhf_ray.config.load import code_carriers
 from rlhf_ray.config.rlhf import stage_named
 from rlhf_ray.importing import walk
 from rlhf_ray.trainers.run_folder import CONFIG_FILE
+from rlhf_ray.trainers.settings import deciding_settings
 
 RECORD = "pipeline.json"
 #: Stages that were run anew leave their earlier run in this folder.
 EARLIER = "earlier"
-#: Keys, or beginnings of keys, that change nothing about what a stage makes.
-IRRELEVANT = (
-    *("run.name", "run.root", "resources.", "tracking.", "checkpoint.every", "checkpoint.keep_last"),
-    *("data.memory_mib", "data.spill_folder", "show_samples", "evaluation.show_samples"),
-)
 #: How long a stage is. One that only became longer goes on from its last checkpoint.
 LENGTHS = {"sft.epochs", "reward.epochs", "dpo.epochs", "ppo.epochs", "ppo.iterations"}
 _FUNCTIONS = ("function", "preprocess")
@@ -52,7 +48,7 @@ class Ingredients:
     @classmethod
     def of(cls, section: Section, models: Mapping[str, Path]) -> "Ingredients":
         """Of a stage whose placeholders stand for these models. Raises ConfigError for a function that is not there."""
-        settings = {key: value for key, value in _flat(section.model_dump(mode="json")) if not _irrelevant(key)}
+        settings = deciding_settings(section)
         carried = code_carriers(section)
         contents = {f"{name}.function": _digest(one.code or b"") for name, one in carried.items()}
         for key, value in settings.items():
@@ -179,18 +175,6 @@ def _contents(key: str, value: Any, models: Mapping[str, Path]) -> dict[str, str
         source = walk(value, key)[0].__file__
         return {value: _file_digest(Path(source))} if source else {}
     return {}
-
-
-def _flat(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield above + key, value
-
-
-def _irrelevant(key: str) -> bool:
-    return key.startswith(IRRELEVANT)
 
 
 def _file_digest(path: Path) -> str:

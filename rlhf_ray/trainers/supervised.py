@@ -15,15 +15,22 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_ray import faults
 from rlhf_ray.actors.learner_group import LearnerRanks
 from rlhf_ray.config.base import Section
 from rlhf_ray.data.holdout import with_held_out
-from rlhf_ray.data.order import draw
+from rlhf_ray.data.order import cursor, draw
 from rlhf_ray.data.report import Loaded
+from rlhf_ray.errors import BadUpdate
+from rlhf_ray.files import replaced
 from rlhf_ray.hub import check_model, load_tokenizer
 from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers.build_supervised import build_supervised
 from rlhf_ray.trainers.callbacks import Callback, Callbacks, StopRequests
+from rlhf_ray.trainers.guarding import ROLLED_BACK, review_updates, roll_back
+from rlhf_ray.trainers.recovery import Loss, Recovery
+from rlhf_ray.trainers.restoring import Restorer
+from rlhf_ray.trainers.results import read_history
 from rlhf_ray.trainers.run_folder import RunFolder
 from rlhf_ray.trainers.session import Session, learner_needs, put
 from rlhf_ray.trainers.stage_result import StageResult
@@ -116,17 +123,15 @@ class SupervisedTrainer(StopRequests, ABC):
         loaded, held_out = with_held_out(partial(self.load, tokenizer), config.data, config.run.seed)
         rows, per_step = loaded.table.num_rows, min(self.rows_per_step(), loaded.table.num_rows)
         total = self.epochs() * (rows // per_step)
+        tables = loaded, held_out
         with Session(config, self.stage, self.resume, console) as session:
             console.stage(self.title, config.model.name)
             console.facts(session.describe() | self._facts(loaded, held_out, per_step, total))
             self.folder, self.total_iterations, self.stop_reason = session.folder, total, None
-            session.reserve(learner_needs(config))
-            with console.progress("starting the learner"):
-                learner = session.start_learner()
-                learner.join(total)
-                self.start_objective(learner, put(loaded.shared()), put(held_out.shared()) if held_out else None)
+            run = _Run(self, session, rows, per_step, total, [put(t.shared()) if t else None for t in tables])
+            recovery = Recovery(session, lambda: run.done)
             try:
-                return self._loop(session, learner, rows, per_step, total, evaluate=held_out is not None)
+                return recovery.run(lambda loss: run.go_on(recovery, loss))
             except BaseException as error:
                 self.callbacks.on_exception(error)
                 raise
@@ -137,53 +142,140 @@ class SupervisedTrainer(StopRequests, ABC):
             facts["held out"] = held_out.report.describe()
         return facts | {"steps": f"{total} of {per_step} rows ({self.epochs()} epochs)"}
 
-    def _loop(
-        self, session: Session, learner: LearnerRanks, rows: int, per_step: int, total: int, evaluate: bool
-    ) -> StageResult:
-        config, console = self.config, self.console
-        first, result = 0, StageResult(session.folder.policy, session.folder.path, total)
-        if session.resumed:
-            learner.load(session.resumed.learner)
-            first, result.before = session.resumed.step, session.resumed.state["before"]
-            self.callbacks.load_state_dict(session.resumed.state.get("callbacks", {}))
-        elif evaluate:
-            result.before = self._evaluate(session, learner, 0)
-        self.callbacks.on_train_start(self)
-        with console.progress(self.stage, total) as advance:
-            advance(first)
-            for step in range(first, total):
-                self.callbacks.on_iteration_start(step + 1)
-                started = time.monotonic()
-                metrics = learner.call(
-                    f"step {step}", "step", draw(rows, per_step, step, config.run.seed, config.data.shuffle)
-                )
-                metrics["seconds/total"] = time.monotonic() - started
-                result.history.append(metrics)
-                session.trackers.log(step + 1, metrics)
-                self.callbacks.on_iteration_end(step + 1, metrics)
-                stopping = session.stop.requested or self.stop_reason is not None
-                last = step + 1 == total or stopping
-                shown = self.show(metrics)
+
+class _Run:
+    """One run of a stage: `total` steps of `per_step` rows each, of `rows` rows in all."""
+
+    def __init__(
+        self, trainer: SupervisedTrainer, session: Session, rows: int, per_step: int, total: int, tables: list[Any]
+    ) -> None:
+        """`tables`: references to the training table and to the held-out one, or None."""
+        self.t, self.session, self.tables = trainer, session, tables
+        self.config, self.console, self.callbacks = trainer.config, trainer.console, trainer.callbacks
+        self.rows, self.per_step, self.total = rows, per_step, total
+        self.result = StageResult(session.folder.policy, session.folder.path, total)
+        self.done, self.announced = 0, False
+        self.history: list[dict[str, float]] = []  # metrics of step 1, 2, ..., those that earlier processes ran too
+        self.began = 0  # the steps that this process did not run
+        self.restorer = Restorer(session, self.callbacks, trainer)
+
+    def go_on(self, recovery: Recovery, loss: Loss | None) -> StageResult:
+        """From the last checkpoint, or the beginning, to the end; the learner is started for it."""
+        if loss is None or loss.everything:
+            self.session.reserve(learner_needs(self.config))
+        self._start_learner()
+        self._restore()
+        recovery.settled()
+        if not self.done and not self.result.before and self.evaluates:
+            self.result.before = self._evaluate(0)
+        if not self.announced:
+            self.announced = True
+            self.callbacks.on_train_start(self.t)
+        self._loop()
+        return self._finish()
+
+    def _start_learner(self) -> None:
+        """New ranks, as they are at the start of the run, in place of those that there may be."""
+        self.session.end_learner()
+        with self.console.progress("starting the learner"):
+            self.learner = self.session.start_learner()
+            self.learner.join(self.total)
+            self.t.start_objective(self.learner, *self.tables)
+
+    @property
+    def evaluates(self) -> bool:
+        return self.tables[1] is not None
+
+    @property
+    def stopping(self) -> bool:
+        """A callback or Ctrl-C asked for the end."""
+        return self.t.stop_reason is not None or self.session.stop.requested
+
+    def _restore(self) -> None:
+        """Go to the session's checkpoint, or to the beginning."""
+        first, resumed, result = self.restorer.attempt < 0, self.session.resumed, self.result
+        if resumed is not None:
+            self.learner.load(resumed.learner)
+        step, state = self.restorer.restore()
+        result.before, result.after = state.get("before", {}), state.get("after", {})
+        if first:
+            self.restorer.warn_if_moved(state, cursor(self.rows, self.per_step, step))
+        self.began = step if first else min(self.began, step)
+        self.history = read_history(self.session.folder.metrics_file, step)
+        self.done = step
+
+    def _loop(self) -> None:
+        if self.done and self.stopping:  # asked for before a loss: the last checkpoint is the end
+            return
+        with self.console.progress(self.t.stage, self.total) as advance:
+            advance(self.done)
+            for step in range(self.done, self.total):
+                metrics = self._step(step)
+                last = step + 1 == self.total or self.stopping
+                shown = {} if metrics.keys() >= ROLLED_BACK.keys() else self.t.show(metrics)
                 advance(1, "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
                 if last:
-                    console.step(step + 1, total, shown)
-                if evaluate and (last or (self.eval_every() and (step + 1) % self.eval_every() == 0)):
-                    result.after = self._evaluate(session, learner, step + 1)
-                if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
-                    state = {"before": result.before, "callbacks": self.callbacks.state_dict()}
-                    path = session.checkpoints.write(step + 1, state, learner.save)
+                    self.console.step(step + 1, self.total, shown)
+                metric = None
+                if self.evaluates and (last or _due(step + 1, self.t.eval_every())):
+                    self.result.after = self._evaluate(step + 1)
+                    metric = -self.result.after["eval/loss"]
+                if last or _due(step + 1, self.config.checkpoint.every):
+                    self.session.write_checkpoint(step + 1, self._state(), self.learner, metric)
+                for path in self.session.checkpoints.poll():
                     self.callbacks.on_checkpoint(path)
-                if stopping:
-                    result.steps, result.interrupted = step + 1, session.stop.requested
-                    result.stopped_because = self.stop_reason
-                    break
-        with console.progress("exporting the model"):
-            self.export(learner, session.folder.policy)
+                if last:
+                    return
+
+    def _step(self, step: int) -> dict[str, float]:
+        """Step `step`, counted from 0: train, track."""
+        config = self.config
+        self.session.failures.iteration = step + 1
+        self.callbacks.on_iteration_start(step + 1)
+        faults.reach("draw")
+        started = time.monotonic()
+        rows = draw(self.rows, self.per_step, step, config.run.seed, config.data.shuffle)
+        try:
+            metrics: dict[str, float] = self.learner.call(f"step {step}", "step", rows, step + 1)
+        except BadUpdate as error:
+            metrics = roll_back(self.session, error, self._start_learner)
+        review_updates(metrics, self.history, config.guards, self.session.failures)
+        metrics["seconds/total"] = time.monotonic() - started
+        metrics |= self.session.failures.metrics()
+        faults.reach("trained")
+        self.history.append(metrics)
+        self.done = step + 1
+        self.session.trackers.log(step + 1, metrics)
+        faults.reach("tracked")
+        self.callbacks.on_iteration_end(step + 1, metrics)
+        return metrics
+
+    def _state(self) -> dict[str, Any]:
+        before, after = self.result.before, self.result.after
+        data = cursor(self.rows, self.per_step, self.done)
+        return self.restorer.state() | {"before": before, "after": after, "data": data}
+
+    def _finish(self) -> StageResult:
+        """Export the model."""
+        result = self.result
+        result.history = self.history[self.began :]
+        if self.done < self.total:
+            result.steps, result.interrupted = self.done, self.session.stop.requested
+            result.stopped_because = self.t.stop_reason
+        self.session.disk.check("the model")
+        with self.console.progress("exporting the model"), replaced(self.session.folder.policy) as aside:
+            self.t.export(self.learner, aside)
+        for path in self.session.checkpoints.finish():
+            self.callbacks.on_checkpoint(path)
         self.callbacks.on_train_end(result)
         return result
 
-    def _evaluate(self, session: Session, learner: LearnerRanks, step: int) -> dict[str, float]:
-        metrics: dict[str, float] = learner.call("evaluating", "evaluate")
-        session.trackers.log(step, metrics)
+    def _evaluate(self, step: int) -> dict[str, float]:
+        metrics: dict[str, float] = self.learner.call("evaluating", "evaluate")
+        self.session.trackers.log(step, metrics)
         self.console.step(step, None, {name.replace("eval/", "held-out "): value for name, value in metrics.items()})
         return metrics
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -35,7 +35,7 @@ def iterations(folder: Path) -> list[int]:
 def test_ctrl_c_saves_and_resume_goes_on(tiny: TinyRuns, tmp_path: Path) -> None:
     (tmp_path / "my_rewards.py").write_text(MY_REWARDS)
     folder = tmp_path / "runs" / "stopped"
-    options = ["run.name=stopped", "rewards.short.function=my_rewards:brief", "ppo.iterations=1000"]
+    options = ["run.name=stopped", "rewards.short.function=my_rewards:brief", "ppo.iterations=1000", "kl.coef=0"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     with (tmp_path / "output.txt").open("w+") as output:
         # A process group of its own stands for the terminal's foreground group, which Ctrl-C signals as a whole.

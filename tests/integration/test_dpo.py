@@ -79,7 +79,8 @@ def test_it_learns_and_the_exported_policy_has_the_margins_it_reports(dpo: Stage
 def test_an_interrupted_run_resumes_bit_for_bit_with_the_reference_it_has(
     dpo: StageResult, tiny: TinyRuns, root: Path
 ) -> None:
-    config, folder = tiny.dpo(root, "interrupted", "checkpoint.every=3"), root / "interrupted"
+    saving = ("checkpoint.every=3", "checkpoint.asynchronous=false")
+    config, folder = tiny.dpo(root, "interrupted", *saving), root / "interrupted"
     with pytest.raises(KeyboardInterrupt):
         DPOTrainer(config, callbacks=[InterruptAfterCheckpoint(3)]).train()
     asked = (folder / "reference.parquet").stat().st_mtime_ns

@@ -44,7 +44,7 @@ def group() -> Iterator[LearnerGroup]:
 def train(config: Section, group: LearnerGroup, root: Path) -> Path:
     """A run's folder as a stage leaves it: configuration, metrics, environment, model and adapter."""
     folder = RunFolder.create(config.run.model_copy(update={"root": str(root)}), "stage")  # type: ignore[attr-defined]
-    folder.write_start(config)
+    folder.write_start(config, "sft")
     rank: Any = LearnerRank(config, group, 4)  # type: ignore[arg-type]
     reward = hasattr(config, "reward")
     objective = rank.pairwise(preferences(0, 8), None) if reward else rank.sft(demonstrations(0, 8), None)

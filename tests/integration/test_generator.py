@@ -15,6 +15,7 @@ from tiny_models import EOS, load, prompt_table, response_logprobs, save_tiny, t
 from transformers import PreTrainedModel
 
 from rlhf_ray.actors.generator import Generator, generator_environment
+from rlhf_ray.actors.pool import ActorPool
 from rlhf_ray.config.ppo import GenerationSection, SyncSection
 from rlhf_ray.errors import AuditError, ConfigError, DataError, InfrastructureError
 from rlhf_ray.schema import sample_schema
@@ -61,8 +62,9 @@ def actors(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     generators = [remote.remote(path, SECTION, SyncSection(), "float32", seed=5) for _ in range(2)]
     learner = ray.remote(FakeLearner).options(num_cpus=0.1, runtime_env={"env_vars": here}).remote(path)
     assert ray.get(generators[0].health.remote(), timeout=120)["state"] == "loading"
-    ray.get([generator.ready.remote() for generator in generators])
-    sync = WeightSync([learner], generators, SyncSection(), "float32", timeout_s=120)
+    pool = ActorPool("generator", generators.__getitem__, 2, "generate", returns="streaming", weights=True)
+    pool.wait_ready(300)
+    sync = WeightSync([learner], pool.replicas, SyncSection(), "float32", timeout_s=120)
     sync._bucket_bytes = 20_000  # a dozen buckets of a model this small
     yield SimpleNamespace(generators=generators, learner=learner, sync=sync)
     for actor in [*generators, learner]:
@@ -129,6 +131,14 @@ def test_one_and_two_generators_sample_the_same_tokens(actors: SimpleNamespace) 
         np.concatenate([row["response_logprobs"] for row in two]),
         atol=1e-5,
     )
+
+
+def test_some_of_the_samples_are_those_of_all(actors: SimpleNamespace) -> None:
+    prompts = prompt_table(3)
+    every = {(row["prompt_id"], row["sample_index"]): row for row in rows(actors.generators[0], prompts, 3)}
+    some = rows(actors.generators[1], prompts, 3, wanted=np.array([[0, 2], [2, 0], [2, 1]]))
+    assert [(row["prompt_id"], row["sample_index"]) for row in some] == [(0, 2), (20, 0), (20, 1)]
+    assert tokens(some) == [every[0, 2]["response_tokens"], *(every[20, i]["response_tokens"] for i in (0, 1))]
 
 
 def test_seeds_make_samples(actors: SimpleNamespace) -> None:
@@ -209,7 +219,7 @@ def test_published_weights_reach_every_generator(actors: SimpleNamespace) -> Non
     for version in (1, 2, 3):
         ray.get(actors.learner.train.remote())
         report = actors.sync.publish(version)
-        assert (report.version, report.tensors) == (version, 20)
+        assert (report.version, len(report.digests)) == (version, 20)
         for generator in actors.generators:
             sampled = rows(generator, prompt_table(3), 2)
             assert {row["policy_version"] for row in sampled} == {version}

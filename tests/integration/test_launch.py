@@ -1,5 +1,7 @@
-"""The launch scripts: a real head with token authentication, and a submitted job whose actors are found by name."""
+"""The launch scripts: a real head with token authentication, submitted jobs, and the PPO stage as one of them."""
 
+import json
+import os
 import shutil
 import socket
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from ray_head import REPOSITORY, RayHead, ray_head
+from tiny_runs import TinyRuns
 
 pytestmark = pytest.mark.integration
 
@@ -33,6 +36,8 @@ end, deadline = Path(sys.argv[1]), time.monotonic() + 120
 while not end.exists() and time.monotonic() < deadline:
     time.sleep(0.2)
 """
+
+RUN_ACTORS = {"generator/0", "learner/0", "reference/0", "reward/short/0", "writer/0"}
 
 RELATIVE_ROOT_JOB = """
 from rlhf_ray.config.common import RunSection
@@ -90,6 +95,40 @@ def test_a_relative_run_root_is_refused_inside_a_job(head: RayHead, tmp_path: Pa
     done = head.submit(tmp_path, sys.executable, "job.py")
     assert done.returncode != 0
     assert "run.root: 'runs' is relative, but a submitted job runs in a temporary copy" in done.stdout
+
+
+def test_a_submitted_run_shows_its_actors_and_outlives_the_job(head: RayHead, tiny: TinyRuns, tmp_path: Path) -> None:
+    working_dir, root = tmp_path / "job", tmp_path / "runs"
+    working_dir.mkdir()
+    text = (tiny.folder / "ppo.yaml").read_text().replace("tiny_rewards:", "rules:")
+    (working_dir / "ppo.yaml").write_text(text)
+    rewards = REPOSITORY / "tests" / "integration" / "tiny_rewards.py"
+    (working_dir / "rules.py").write_text(rewards.read_text())  # travels with the job
+    environment = {key: value for key, value in head.environment.items() if key != "PYTHONPATH"}
+    environment |= {"RAY_API_SERVER_ADDRESS": head.dashboard, "RUN_ROOT": str(root)}
+    submit = [str(REPOSITORY / "launch" / "submit_ppo.sh"), "--config", "ppo.yaml", "run.name=job"]
+
+    def run_actors() -> dict[str, str]:
+        return {name: state for name, state in head.actors().items() if name.startswith("job/")}
+
+    seen: dict[str, str] = {}
+    with subprocess.Popen(
+        submit, cwd=working_dir, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as job:
+        deadline = time.monotonic() + 300
+        while job.poll() is None and time.monotonic() < deadline:
+            seen |= {name: state for name, state in run_actors().items() if state == "ALIVE"}
+            time.sleep(0.5)
+        output, _ = job.communicate(timeout=10)
+    assert job.returncode == 0, output
+    assert set(seen) == {f"job/{actor}" for actor in RUN_ACTORS}
+    assert set(run_actors().values()) == {"DEAD"}
+    metrics = [json.loads(line) for line in (root / "job" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [1, 2]
+    assert (root / "job" / "policy" / "model.safetensors").exists()
+    starts = json.loads((root / "job" / "environment.json").read_text())
+    assert starts[0]["submitted_as_job"] is True
+    assert os.listdir(root / "job" / "rollouts")
 
 
 def test_other_sessions_do_not_meet_the_head(head: RayHead) -> None:

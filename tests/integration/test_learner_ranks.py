@@ -15,7 +15,6 @@ from learner_world import (
     record_gradients,
     reward_config,
     rollouts,
-    save_tiny_model,
     sft_config,
     weights,
 )
@@ -26,11 +25,6 @@ from rlhf_ray.learner.ppo import PPOIteration
 from rlhf_ray.learner.rank import LearnerRank
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 # -- what the ranks run ------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def composed(
         "rewards.counts={type: function, function: 'tiny_rewards:counts', keys: {distinct: 0.1, last: 0.01},"
         " gate: {component: even, above: 0.5}}",
         f"ppo.iterations={ITERATIONS}",
+        "kl.coef=0",
     )
     result = PPOTrainer(config).train()
     frames = [pd.read_parquet(path) for path in sorted((result.folder / "rollouts").glob("*.parquet"))]

@@ -179,7 +179,7 @@ def test_the_saved_policy_is_the_last_published_one(everything: tuple[PPOResult,
 def test_a_failure_that_should_stop_the_run_does_so_with_everything_said(tiny: TinyRuns, root: Path) -> None:
     function = "{type: function, function: 'tiny_rewards:raises_on_some'}"
     options = [f"run.root={root}", "run.name=fails", f"rewards.fragile={function}", "ppo.prompts_per_iteration=12"]
-    limits = ["ppo.samples_per_minibatch=4", "data.max_prompt_tokens=4", "data.too_long=drop"]
+    limits = ["kl.coef=0", "ppo.samples_per_minibatch=4", "data.max_prompt_tokens=4", "data.too_long=drop"]
     done = CliRunner().invoke(main, ["ppo", "-c", str(tiny.folder / "ppo.yaml"), *options, *limits])
     assert done.exit_code == 2, done.output
     assert "4 dropped" in done.stdout

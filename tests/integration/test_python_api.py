@@ -103,9 +103,11 @@ def trained(
 
 def test_the_run_calls_its_hooks_in_order_and_stops_when_asked(trained: tuple[PPOTrainer, PPOResult, Witness]) -> None:
     _, result, witness = trained
-    one = ["generation 1", "reward 1", "update 1", "end 1", "checkpoint step-000001"]
-    two = ["generation 2", "reward 2", "update 2", "end 2", "checkpoint step-000002"]
-    assert witness.hooks == ["evaluation 0", *one, *two, "evaluation 2"]
+    one = ["generation 1", "reward 1", "update 1", "end 1"]
+    two = ["generation 2", "reward 2", "update 2", "end 2"]
+    checkpoints = [hook for hook in witness.hooks if hook.startswith("checkpoint")]  # come when they are whole
+    assert checkpoints == ["checkpoint step-000001", "checkpoint step-000002"]
+    assert [hook for hook in witness.hooks if hook not in checkpoints] == ["evaluation 0", *one, *two, "evaluation 2"]
     assert (result.iterations, result.stopped_because) == (2, "the witness has seen enough")
     assert not result.interrupted
 

@@ -50,7 +50,7 @@ class StopAfter(Callback):
 
 
 class KillLearner(Callback):
-    """Kills the actor of this name after the first step."""
+    """Kills the actor of this name after each step."""
 
     def __init__(self, actor: str) -> None:
         self.actor = actor
@@ -122,7 +122,8 @@ def test_a_reward_model_learns_and_exports_with_its_scale(reward: StageResult, t
 def test_an_interrupted_sft_resumes_bit_for_bit_past_a_damaged_checkpoint(
     sft: StageResult, tiny: TinyRuns, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, folder = tiny.sft(root, "interrupted", "checkpoint.every=3", "sft.packing=true"), root / "interrupted"
+    saving = ("checkpoint.every=3", "checkpoint.asynchronous=false")
+    config, folder = tiny.sft(root, "interrupted", *saving, "sft.packing=true"), root / "interrupted"
     with pytest.raises(KeyboardInterrupt):
         SFTTrainer(config, callbacks=[InterruptAfterCheckpoint(6)]).train()
     assert ray.util.list_named_actors() == []
@@ -161,7 +162,8 @@ def test_two_ranks_give_the_weights_of_one_also_when_resumed(reward: StageResult
 
 def test_a_lost_rank_ends_the_run_by_name(sft: StageResult, tiny: TinyRuns, root: Path) -> None:
     """Rank 0 notices first, by the error of its torn collective call. Unpacked on two ranks, the loss is the same."""
-    trainer = SFTTrainer(tiny.sft(root, "lost", "learner.ranks=2"), callbacks=[KillLearner("lost/learner/1")])
+    config = tiny.sft(root, "lost", "learner.ranks=2", "resources.restarts=0")
+    trainer = SFTTrainer(config, callbacks=[KillLearner("lost/learner/1")])
     with pytest.raises(InfrastructureError, match=r"learner/1 was lost: .*killed"):
         trainer.train()
     assert ray.util.list_named_actors() == []

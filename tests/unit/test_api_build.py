@@ -153,7 +153,7 @@ def test_a_trained_policy_is_used_as_it_was_saved(tmp_path: Path, from_yaml: PPO
 def test_the_run_s_record_says_what_it_cannot_hold(tmp_path: Path, from_yaml: PPOConfig) -> None:
     config = build_config(from_yaml, reward=local_reward())
     folder = RunFolder(tmp_path)
-    folder.write_start(config)
+    folder.write_start(config, "ppo")
     first = folder.config_file.read_text().splitlines()[0]
     assert first.startswith("# rewards.shouting was defined in a script or notebook (test_api_build:local_reward")
     assert load_config(PPOConfig, [folder.config_file]).ppo == config.ppo

@@ -49,7 +49,7 @@ def test_python_and_yaml_build_the_same_configuration(from_yaml: SFTConfig) -> N
 
 
 def test_a_run_is_resumed_with_its_own_configuration(from_yaml: SFTConfig, tmp_path: Path) -> None:
-    RunFolder(tmp_path).write_start(from_yaml)
+    RunFolder(tmp_path).write_start(from_yaml, "sft")
     assert SFTTrainer(resume=tmp_path).config == from_yaml
     assert SFTTrainer(resume=tmp_path, training={"epochs": 5}).config.sft.epochs == 5
     with pytest.raises(ConfigError, match=r"SFTTrainer: give a model, a SFTConfig, or the folder of a run to resume"):

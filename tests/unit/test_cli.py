@@ -2,10 +2,12 @@
 
 import json
 import os
+import py_compile
 import subprocess
 import sys
 import time
 import types
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +85,8 @@ def test_help_lists_the_commands_in_the_order_of_use() -> None:
     lines = run("--help").output.split("Commands:")[1].splitlines()
     names = [line.split()[0] for line in lines if line.strip()]
     assert names == [
-        "demo", "sft", "reward", "dpo", "ppo", "pipeline", "eval", "export", "serve-reward", "data", "config", "doctor",
+        "demo", "sft", "reward", "dpo", "ppo", "pipeline", "runs", "replay",
+        "eval", "export", "serve-reward", "data", "config", "doctor",
     ]  # fmt: skip
 
 
@@ -187,6 +190,24 @@ def test_doctor_checks_that_need_no_import_find_this_machine() -> None:
     for check in (checks.check_python, checks.check_packages, checks.check_processor, checks.check_memory):
         assert check().level is not Level.MISSING
     assert f"{len(os.sched_getaffinity(0))} cores" in checks.check_processor().found
+
+
+def test_doctor_says_when_every_process_compiles_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "torch" / "__init__.py"
+    package.parent.mkdir()
+    package.touch()
+    found = spec_from_file_location("torch", package)
+    assert found is not None
+    monkeypatch.setattr(checks, "find_spec", lambda name: found)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert checks.check_bytecode().level is Level.WARNING
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    assert checks.check_bytecode().found == "kept from the first import on"
+    assert found.cached is not None
+    py_compile.compile(str(package), found.cached)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    assert checks.check_bytecode().found == "kept"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf_ray.data.order import draw, epoch_order
+from rlhf_ray.data.order import cursor, draw, epoch_order, moved
 
 pytestmark = pytest.mark.unit
 
@@ -32,3 +32,14 @@ def test_an_epoch_is_whole_steps_of_its_order_without_a_row_twice(rows, per_step
         drawn = np.concatenate([draw(rows, per_step, epoch * steps + step, seed=1) for step in range(steps)])
         assert np.array_equal(drawn, epoch_order(rows, 1, epoch)[: steps * per_step])
         assert len(set(drawn.tolist())) == len(drawn)
+
+
+def test_the_cursor_says_where_the_next_draw_is_and_when_that_is_elsewhere():
+    here = cursor(10, per_step=4, step=5)
+    assert here == {"rows": 10, "per_step": 4, "epoch": 2, "step_of_epoch": 1}
+    assert np.array_equal(draw(10, 4, 5, seed=3), epoch_order(10, seed=3, epoch=2)[4:8])
+    assert moved(here, cursor(10, per_step=4, step=5)) is None
+    assert moved(here, cursor(12, per_step=4, step=5)) == (
+        "the data is visited in another order than before: rows was 10, is 12, epoch was 2, is 1, "
+        "step_of_epoch was 1, is 2"
+    )

@@ -15,6 +15,8 @@ from rlhf_ray.tracking.console import Console
 from rlhf_ray.trainers import rlhf
 from rlhf_ray.trainers.rlhf import RLHFResult, RLHFTrainer
 from rlhf_ray.trainers.run_folder import CONFIG_FILE
+from rlhf_ray.trainers.run_record import RunRecord
+from rlhf_ray.trainers.settings import settings_digest
 from rlhf_ray.trainers.stage_result import StageResult
 from rlhf_ray.trainers.stages import STAGES, Stage, read_supervised
 
@@ -199,3 +201,26 @@ def test_a_stage_in_a_file_of_its_own(root: Path) -> None:
     (root / "whole.yaml").write_text("sft: {include: [1]}\n")
     with pytest.raises(ConfigError, match=r"sft.include: got 1 in .*whole.yaml, expected a list of file names"):
         load_config(RLHFConfig, [root / "whole.yaml"])
+
+
+def test_a_stage_that_had_finished_when_the_pipeline_was_killed_is_not_gone_on_with(
+    root: Path, stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have stopped early, and would then train past its stop."""
+    run = stages.stage("sft").run
+
+    def finish(config: Any, *arguments: Any) -> None:
+        run(config, *arguments)
+        RunRecord.new("sft", settings_digest(config), "finished").write(root / "all" / "sft")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setitem(rlhf.STAGES, "sft", replace(rlhf.STAGES["sft"], run=finish))
+        with pytest.raises(KeyboardInterrupt):
+            pipeline(root)
+    result, said = pipeline(root)
+    assert stages.resumed == []
+    assert stages.ran == ALL
+    assert result.skipped == ["sft"]
+    assert "sft: skipped, it had finished" in said
+    assert pipeline(root)[0].skipped == ALL

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_ray.actors.placement import ActorNeed, _bundles, _gpu_share
+from rlhf_ray.actors.placement import ActorNeed, _bundles, _gpu_share, even_share
 from rlhf_ray.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -80,3 +80,17 @@ def test_engines_that_span_gpus_cannot_share_them():
 def test_two_learner_ranks_cannot_share_a_gpu():
     with pytest.raises(ConfigError, match=r"learner\.ranks: 2 .*1 GPU"):
         _bundles(needs(), 1, CPUS)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "share"),
+    [
+        ((2.0,), 5, 0.4),
+        ((2.0,), 1, 1.0),
+        ((0.0, 2.0, 2.0), 5, 0.66),  # three on one node, two on the other: 0.8 would fit twice on each
+        ((1.0, 1.0), 3, 0.5),
+        ((0.0,), 3, 0.01),  # refused afterwards
+    ],
+)
+def test_even_shares_fit_onto_single_nodes(nodes, actors, share):
+    assert even_share(nodes, actors) == share

@@ -13,7 +13,7 @@ from rlhf_ray.config import SFTConfig
 from rlhf_ray.config.common import TrackingSection
 from rlhf_ray.errors import ConfigError
 from rlhf_ray.tracking.metrics_file import MetricsFile
-from rlhf_ray.tracking.tracker import Trackers, make_trackers
+from rlhf_ray.tracking.tracker import Trackers, make_trackers, restore_tracker_ids, tracker_ids
 
 pytestmark = pytest.mark.unit
 
@@ -175,3 +175,16 @@ def test_a_service_that_fails_is_a_warning_and_tried_again() -> None:
 def test_a_metrics_file_that_fails_ends_the_run() -> None:
     with pytest.raises(ConnectionError):
         Trackers(Memory(1), [], lambda text: None).log(1, {})
+
+
+def test_the_ids_of_services_come_back_from_a_checkpoint(tmp_path: Path) -> None:
+    assert tracker_ids(tmp_path) == {}
+    (tmp_path / "wandb_run_id").write_text("abc\n")
+    (tmp_path / "mlflow_run_id").write_text("def")
+    ids = tracker_ids(tmp_path)
+    assert ids == {"wandb_run_id": "abc", "mlflow_run_id": "def"}
+    (tmp_path / "wandb_run_id").unlink()
+    (tmp_path / "mlflow_run_id").write_text("newer")
+    restore_tracker_ids(tmp_path, {**ids, "../elsewhere": "x"})
+    assert tracker_ids(tmp_path) == {"wandb_run_id": "abc", "mlflow_run_id": "newer"}
+    assert not (tmp_path.parent / "elsewhere").exists()

@@ -4,13 +4,13 @@ best/  config.json, model.safetensors, tokenizer (adapter/ with LoRA)  best.json
 """
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from rlhf_ray.files import replaced
 from rlhf_ray.trainers.callbacks import Callback, RunningTrainer
 
 BEST_FILE = "best.json"
@@ -50,7 +50,7 @@ class BestModel(Callback):
         return asdict(self.best) if self.best else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best = Best(**state)
+        self.best = Best(**state) if state else None
 
     def _offer(self, iteration: int, reward: float) -> None:
         """Export the policy that the learner holds if it is the best."""
@@ -61,13 +61,7 @@ class BestModel(Callback):
 
     def _export(self, folder: Path) -> None:
         """Written aside and renamed: `folder` holds a whole policy, whenever the run is killed."""
-        aside, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-        for leftover in (aside, old):
-            shutil.rmtree(leftover, ignore_errors=True)
         assert self.best is not None
-        self.trainer.export_policy(aside)
-        (aside / BEST_FILE).write_text(json.dumps({**asdict(self.best), "measured_on": self.measured_on}, indent=1))
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with replaced(folder) as aside:
+            self.trainer.export_policy(aside)
+            (aside / BEST_FILE).write_text(json.dumps({**asdict(self.best), "measured_on": self.measured_on}, indent=1))

@@ -22,6 +22,8 @@ class KLEarlyStop(Callback):
         self.trainer = trainer
 
     def on_iteration_end(self, iteration: int, metrics: dict[str, float]) -> None:
+        if "kl/mean" not in metrics:  # the iteration was rolled back
+            return
         kl = metrics["kl/mean"] / (metrics["response/length_mean"] if self.per == "token" else 1)
         self.exceeded = self.exceeded + 1 if kl > self.threshold else 0
         if self.exceeded >= self.patience:

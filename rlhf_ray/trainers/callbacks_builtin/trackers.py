@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.tracking.tracker import Tracker
+from rlhf_ray.tracking.tracker import BEGINNING, Tracker
 from rlhf_ray.trainers.callbacks import Callback, RunningTrainer
 
 
@@ -39,6 +39,8 @@ class TrackerCallback(Callback, ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._last_step = state["last_step"]
+        if self._tracker is not None:  # the run goes back
+            self._tracker.rewind(BEGINNING if self._last_step is None else self._last_step)
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         assert self._tracker is not None, "on_train_start comes first"

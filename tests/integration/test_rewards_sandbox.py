@@ -15,7 +15,7 @@ from rlhf_ray.errors import ConfigError
 from rlhf_ray.rewards.outcome import Outcome
 from rlhf_ray.rewards.sandbox import Sandbox
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
 SOURCE = r"""
 import ctypes, math, os, re, signal, sys, time
