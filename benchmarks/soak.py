@@ -28,8 +28,7 @@ from rlhf_ray.trainers.fault_schedule import FaultSchedule, seeded_hits
 from rlhf_ray.trainers.ppo import PPOTrainer
 
 WARM_UP = 0.2  # share of the samples that the trend leaves out at the beginning
-#: 16 MiB, which an engine has filled within SETTLING; the pages of a larger one are touched over hundreds of iterations
-KV_CACHE_GIB = 1 / 64
+KV_CACHE_GIB = 1 / 64  # small: that its pages are touched one after the other is growth, and no leak
 SETTLING = 10  # samples at the beginning of each life that it leaves out
 #: growth over a run that counts as none: the larger of an amount, and a share of the median
 FLAT = {"memory MiB": (8.0, 0.02), "descriptors": (3.0, 0.0), "threads": (3.0, 0.0)}

@@ -165,11 +165,11 @@ class Replicas:
             self._begin(replica)
 
     def replace_dead(self) -> None:
-        """Start successors of those that are dead and owe no answer, whose loss would show when they are next asked."""
+        """Start successors of those that are dead, rather than when they are next asked."""
         self.tend()  # one that was never asked counts as starting
-        idle = {f"{self.name}/{index}": index for index in self.those(State.BEHIND, State.SERVING)}
-        for who, why in find_lost({who: self._all[index].handle for who, index in idle.items()}).items():
-            self.lose(idle[who], self.life(idle[who]), why, "idle")
+        loaded = {f"{self.name}/{index}": index for index in self.those(State.BEHIND, State.SERVING)}
+        for who, why in find_lost({who: self._all[index].handle for who, index in loaded.items()}).items():
+            self.lose(loaded[who], self.life(loaded[who]), why, "found dead")
 
     def _begin(self, replica: Replica) -> None:
         replica.handle = self._start(replica.index)

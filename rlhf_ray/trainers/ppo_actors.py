@@ -146,8 +146,7 @@ class PPOActors(RolloutActors):
 
     def _replace_dead(self) -> None:
         """What died along with the learner, as on its node, loads beside it, and not when it is next asked."""
-        others = [self.reference] if self.reference is not None else []
-        for pool in [self.generators, *self.scorers.values(), *others, self.writer]:
+        for pool in [*self._rollout_pools, self.writer]:
             pool.replicas.replace_dead()
 
     def _finish_learner(self, joining: list[ray.ObjectRef]) -> None:

@@ -86,10 +86,14 @@ class RolloutActors:
             return section.timeout_s * (exact if self.config.run.exact else self.config.generation.stream_samples)
         return PATIENCE * (section.deadline_s if isinstance(section, HTTPOptions) else section.timeout_s)
 
+    @property
+    def _rollout_pools(self) -> list[ActorPool]:
+        others = [self.reference] if self.reference is not None else []
+        return [self.generators, *self.scorers.values(), *others]
+
     def _wait_until_ready(self, progress: Callable[..., None]) -> None:
         deadline_s = self.config.resources.start_timeout_s
-        others = [self.reference] if self.reference is not None else []
-        for pool in [self.generators, *self.scorers.values(), *others]:
+        for pool in self._rollout_pools:
             progress(1, note=f"waiting for {pool.name}")
             pool.wait_ready(deadline_s)
 

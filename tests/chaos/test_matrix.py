@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import ray
 from exact_runs import assert_same_run, exact, metrics
-from killed_runs import DEADLINE_S, start
+from killed_runs import DEADLINE_S, await_iterations, start
 from recovery_table import RecoveryTable
 from tiny_runs import TinyRuns
 
@@ -170,7 +169,7 @@ def test_a_killed_driver_changes_nothing(
     schedule = FaultSchedule(tmp_path / "faults", [standing_still(MOMENTS[moment])])
     driver = start(config, tmp_path / "driver", schedule.plan())
     try:
-        _await_iterations(folder, HIT - 1, driver)
+        await_iterations(folder / "metrics.jsonl", HIT - 1, driver)
         schedule.on_iteration_start(HIT)
         _await(schedule.marker(schedule.hits[0]))
     finally:
@@ -192,11 +191,3 @@ class Clock(Callback):
 
     def on_train_start(self, trainer: Any) -> None:
         self.seconds = time.monotonic() - self.started
-
-
-def _await_iterations(folder: Path, count: int, driver: subprocess.Popen[bytes]) -> None:
-    path, deadline = folder / "metrics.jsonl", time.monotonic() + DEADLINE_S
-    while not (path.is_file() and path.read_bytes().count(b"\n") >= count):
-        assert driver.poll() is None, "the driver ended by itself"
-        assert time.monotonic() < deadline, f"no {count} iterations ended"
-        time.sleep(0.02)

@@ -75,7 +75,7 @@ def kill_at(config: PPOConfig, folder: Path, moment: Moment, iteration_s: float 
     driver = start(config, folder, moment.plan)
     try:
         if not moment.phase:
-            _await_iterations(run / "metrics.jsonl", int(moment.iterations), driver)
+            await_iterations(run / "metrics.jsonl", int(moment.iterations), driver)
             time.sleep(moment.iterations % 1 * iteration_s)
             driver.kill()
         code = driver.wait(DEADLINE_S)
@@ -86,7 +86,8 @@ def kill_at(config: PPOConfig, folder: Path, moment: Moment, iteration_s: float 
     return run
 
 
-def _await_iterations(path: Path, count: int, driver: subprocess.Popen[bytes]) -> None:
+def await_iterations(path: Path, count: int, driver: subprocess.Popen[bytes]) -> None:
+    """Wait until so many iterations are in a run's metrics.jsonl."""
     deadline = time.monotonic() + DEADLINE_S
     while not path.is_file() or path.read_bytes().count(b'"seconds/total"') < count:
         assert driver.poll() is None, f"the driver ended before {count} iterations did"

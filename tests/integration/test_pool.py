@@ -127,6 +127,14 @@ def test_a_silent_actor_is_replaced_and_its_calls_run_again(pool: ActorPool, tmp
     assert len(list(tmp_path.glob("born-*"))) >= 3
 
 
+def test_an_actor_that_died_idle_is_replaced_before_it_is_asked(pool: ActorPool, tmp_path: Path) -> None:
+    pool.wait_ready(300)
+    ray.kill(pool.actors[0])
+    pool.replicas.replace_dead()
+    pool.wait_ready(300)
+    assert sorted(path.name for path in tmp_path.glob("born-*")) == ["born-0-0", "born-0-1", "born-1-0"]
+
+
 @pytest.mark.parametrize("pool", [{"method": "pair", "returns": 2}], indirect=True)
 def test_all_but_the_last_result_stay_references(pool: ActorPool) -> None:
     pool.submit("pair", 7)
